@@ -1,0 +1,215 @@
+"""medrag VERB [axis=preset ...] [key=value ...]"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+USAGE = """medrag: Chinese medical question answering with retrieval
+
+  medrag prepare SOURCE...                   raw files -> passages and examples
+  medrag train task=dense                    train a method (launches deepspeed where the hardware has several devices)
+  medrag index build | verify                encode the passages; check the index
+  medrag ask QUESTION...                     answer, evidence, confidence
+  medrag infer QUESTIONS.jsonl ANSWERS.jsonl batch inference, resumable
+  medrag evaluate                            scores with intervals, and an HTML report
+  medrag doctor                              what this machine has, and which presets fit
+
+Each takes model=NAME hardware=NAME task=NAME and any key=value, as in: store=store/real task.epochs=3.
+`medrag config` prints every key with its value."""
+_OVERRIDE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*=.*", re.DOTALL)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; 0 when it did what was asked, 2 when it could not, with one line on stderr."""
+    words = [word for word in arguments if not re.fullmatch(r"--local_rank=\d+|--no_local_rank", word)]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else 2
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        return _complain(f"there is no command {verb!r}; allowed: {', '.join(VERBS)}")
+    overrides = [word for word in rest if _OVERRIDE.fullmatch(word)]
+    positional = [word for word in rest if word not in overrides]
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return VERBS[verb](positional, overrides)
+    except (ValueError, OSError) as error:
+        return _complain(str(error).strip().split("\n")[0] or type(error).__name__)
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again to go on", 130)
+    except BrokenPipeError:
+        return 0
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"medrag: {message}", file=sys.stderr)
+    return status
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _nothing(positional: Sequence[str], verb: str) -> None:
+    if positional:
+        raise ValueError(f"medrag {verb} takes only key=value, not {positional[0]!r}")
+
+
+def _prepare(positional: list[str], overrides: list[str]) -> int:
+    from medrag import config, prepare, sources
+
+    run = config.compose(overrides)
+    found = [sources.recognise(word) for word in positional]
+    artifact = prepare.prepare(found, run.prepare, Path(run.store))
+    for source in found:
+        print(f"{source.path}: {source.kind}, {source.encoding.removesuffix('-sig')}")
+    statistics = json.loads((artifact.path / "statistics.json").read_text("utf-8"))
+    print(f"{statistics['passages']} passages; examples: {statistics['splits']}; unanswerable among them: {statistics['unanswerable']}")
+    print(f"dropped: {statistics['dropped'] or 'nothing'}; rejected rows: {statistics['rejected_rows']} ({artifact.path / 'rejects.jsonl'})")
+    return _made(artifact.path)
+
+
+def _train(positional: list[str], overrides: list[str]) -> int:
+    from medrag import assemble, config, train
+
+    _nothing(positional, "train")
+    run = config.compose(overrides)
+    if run.hardware.devices > 1 and not train.launched():
+        assemble.ready(run)
+        return 2 if train.relaunch(overrides, run.hardware.devices) else 0
+    artifact = assemble.train_method(run)
+    return 0 if artifact is None else _made(artifact.path)
+
+
+def _index(positional: list[str], overrides: list[str]) -> int:
+    from medrag import assemble, config, files
+
+    if len(positional) != 1 or positional[0] not in ("build", "verify"):
+        raise ValueError(f"medrag index {' '.join(positional)}: allowed: build, verify")
+    run = config.compose(overrides)
+    if positional[0] == "verify":
+        index = files.current(Path(run.store), "index")
+        assemble.restore(index.parent("dense"), index)
+        print(f"{index.path}: whole, and made from the dense method and the corpus that it names")
+        return 0
+    artifact = assemble.build_index(run)
+    tuned = artifact.manifest["config"]["tuned"]
+    print(f"weight of BM25 {tuned['lexical_weight']:.4g}; confidence calibrated on {tuned['calibrated_on_questions']} development questions")
+    return _made(artifact.path)
+
+
+def _ask(positional: list[str], overrides: list[str]) -> int:
+    from medrag import assemble, config, infer, text
+
+    run = config.compose(overrides)
+    infer.check(run.answer)
+    questions = [text.clean(word) for word in positional]
+    if not questions or not all(text.key(question) for question in questions):
+        raise ValueError('medrag ask needs a question, as in: medrag ask "孕期可以喝咖啡吗？"')
+    method = assemble.load(run, run.answer.method)
+    beside = {name: assemble.load(run, name) for name in run.answer.beside}
+    for question in questions:
+        _show(infer.respond(question, method.answer([question])[0], run.answer, run.answer.method))
+        for name, other in beside.items():
+            print(f"  对照（{name} 自己写的文字，未经核对）：{other.answer([question])[0].text}\n")
+    print(f"【{infer.LABEL}】")
+    return 0
+
+
+def _show(response: dict[str, Any]) -> None:
+    origin = "原文：检索到的最相关回答" if response["method"] == "dense" else "模型生成"
+    print(f"问：{response['question']}")
+    print(f"答：{response['answer']}")
+    print(f"  方法 {response['method']}（{origin}）；置信度 {response['confidence']:.2f}" + (f"；拒答原因 {response['reason']}" if response["refused"] else ""))
+    for number, evidence in enumerate(response["evidence"], 1):
+        about = evidence["title"] or evidence["text"]
+        print(f"  [{number}] {evidence['id']}（{evidence['score']:.2f}） {about[:60]}")
+    print()
+
+
+def _infer(positional: list[str], overrides: list[str]) -> int:
+    from medrag import assemble, config, files, infer
+
+    if len(positional) != 2:
+        raise ValueError("medrag infer needs two files: QUESTIONS.jsonl (or .csv) and ANSWERS.jsonl")
+    run = config.compose(overrides)
+    method = assemble.load(run, run.answer.method)
+    identity = files.current(Path(run.store), run.answer.method).hash
+    counts = infer.infer(method, run.answer, Path(positional[0]), Path(positional[1]), identity)
+    print(f"{positional[1]}: {counts['rows']} rows; answered {counts['answered']}, refused {counts['refused']}, errors {counts['errors']}")
+    return 0
+
+
+def _evaluate(positional: list[str], overrides: list[str]) -> int:
+    from medrag import assemble, config, evaluate, files, report
+    from medrag.text import Segmenter
+
+    _nothing(positional, "evaluate")
+    run = config.compose(overrides)
+    store = Path(run.store)
+    data = assemble.corpus(run)
+    parents = [data.artifact, files.current(store, "index"), *(files.current(store, name) for name in dict.fromkeys(run.evaluate.methods))]
+    key = files.fingerprint([vars(run.evaluate), run.answer.refuse_below, run.seed, [parent.hash for parent in parents]])
+    found = files.find(store, "report", key)
+    if found is None:
+        result = evaluate.evaluate(
+            lambda name: assemble.load(run, name), data.test, Segmenter(data.dictionary), run.evaluate, run.answer.refuse_below, run.seed
+        )
+        with files.publish(store, "report", key=key, parents=parents, config=vars(run.evaluate)) as folder:
+            files.write_json(folder / "evaluation.json", result)
+            files.write_text(folder / "table.txt", evaluate.table(result) + "\n")
+            report.write(result, folder / "report.html")
+        found = files.current(store, "report")
+    print((found.path / "table.txt").read_text("utf-8"))
+    print(f"report: {found.path / 'report.html'}")
+    return 0
+
+
+def _doctor(positional: list[str], overrides: list[str]) -> int:
+    from medrag import config, files, plan
+
+    _nothing(positional, "doctor")
+    hardware = {name: config.compose([f"hardware={name}", *overrides]).hardware for name in config.presets("hardware")}
+    print(plan.doctor(hardware, files.versions()))
+    return 0
+
+
+def _config(positional: list[str], overrides: list[str]) -> int:
+    from medrag import config
+
+    _nothing(positional, "config")
+    print(config.show(config.compose(overrides)))
+    return 0
+
+
+def _made(path: Path) -> int:
+    print(f"made: {path}")
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "index": _index,
+    "ask": _ask,
+    "infer": _infer,
+    "evaluate": _evaluate,
+    "doctor": _doctor,
+    "config": _config,
+}
+
+
+def entry() -> None:
+    """The ``medrag`` command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

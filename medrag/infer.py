@@ -1,0 +1,201 @@
+"""Questions -> answers, many at a time, resumable: the batch inference script. ``ask`` and a service call the same ``respond``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from medrag import files, text
+from medrag.methods import Method
+from medrag.types import Answer
+
+LABEL = "AI 生成，仅供参考，不能替代医生诊断"
+REFUSAL = "现有资料中没有找到足够可靠的依据，无法回答这个问题。请咨询医生；如情况紧急，请立即拨打120或前往急诊。"
+QUESTION_LIMIT_CHARACTERS = 2000
+
+
+@dataclass
+class Config:
+    """Who answers, and when an answer is withheld."""
+
+    method: str = "dense"
+    """the trained method whose answer is given"""
+    beside: list[str] = field(default_factory=list)
+    """other trained methods whose texts ``ask`` shows beside it, for what they are"""
+    refuse_below: float = 0.3
+    """an answer whose confidence (0..1) is lower is refused; 0 refuses nothing, 1 nearly everything"""
+    evidence: int = 3
+    """passages cited with an answer"""
+    batch_questions: int = 16
+    """questions answered at once"""
+    window_rows: int = 512
+    """rows read ahead, so that questions of like length can be answered together"""
+
+
+def check(config: Config) -> None:
+    """Raise ValueError where a value is out of range."""
+    if not 0 <= config.refuse_below <= 1:
+        raise ValueError(f"answer.refuse_below={config.refuse_below}; allowed: 0 (refuse nothing) to 1")
+    for name in ("evidence", "batch_questions", "window_rows"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"answer.{name}={getattr(config, name)}; it must be 1 or more")
+
+
+def respond(question: str, answer: Answer, config: Config, method: str) -> dict[str, Any]:
+    """An answer as the outside sees it: text or refusal with its reason, evidence with ids and scores, confidence, label."""
+    reason = ""
+    if not answer.text.strip():
+        reason = "no_answer"
+    elif answer.confidence < config.refuse_below:
+        reason = "weak_evidence"
+    return {
+        "question": question,
+        "answer": REFUSAL if reason else answer.text,
+        "refused": bool(reason),
+        "reason": reason,
+        "confidence": round(answer.confidence, 4),
+        "evidence": [
+            {"id": hit.passage.id, "score": round(hit.score, 4), "source": hit.passage.source, "title": hit.passage.title, "text": hit.passage.text}
+            for hit in answer.hits[: config.evidence]
+        ],
+        "method": method,
+        "label": LABEL,
+    }
+
+
+def answer_in_batches(method: Method, questions: Sequence[str], batch_questions: int) -> Iterator[tuple[int, Answer]]:
+    """``(place, answer)`` of every question, longest questions first, so that padding is small."""
+    order = sorted(range(len(questions)), key=lambda place: -len(questions[place]))
+    for start in range(0, len(order), batch_questions):
+        places = order[start : start + batch_questions]
+        yield from zip(places, method.answer([questions[place] for place in places]), strict=True)
+
+
+def infer(method: Method, config: Config, source: Path, target: Path, identity: str, progress: bool = True) -> dict[str, int]:
+    """Answer every row of ``source`` (JSONL or CSV with a ``question`` column) into ``target`` (JSONL), one output row for each input row.
+
+    Output grows in ``target.partial``, in input order, and is renamed when it is whole; killed at any moment and called again, it
+    goes on after the last whole row. ``identity`` is the hash of what answers; a partial output of other input or another method is
+    refused with ValueError, as is an output that is already there. Bad rows become error records.
+    """
+    check(config)
+    partial, claim = target.with_name(target.name + ".partial"), target.with_name(target.name + ".state.json")
+    if not source.is_file():
+        raise ValueError(f"{source}: " + ("a folder was given where a file is needed" if source.is_dir() else "no such file"))
+    if source.suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"{source}: the input must be .jsonl or .csv")
+    if target.exists():
+        raise ValueError(f"{target} is already there; remove it, or name another output")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target.parent}: no such folder for the output")
+    stated = {"input": files.sha256(source), "method": identity, "refuse_below": config.refuse_below, "evidence": config.evidence}
+    if partial.exists():
+        if not claim.is_file() or json.loads(claim.read_text("utf-8")) != stated:
+            raise ValueError(f"{partial} was begun with another input, method or threshold; remove it, or name another output")
+    else:
+        files.write_json(claim, stated)
+    done = _whole_rows(partial)
+    total = sum(1 for _ in _rows(source))
+    counts = {"rows": total, "answered": 0, "refused": 0, "errors": 0}
+    rows = _rows(source)
+    for _ in range(done):
+        next(rows)
+    with (
+        open(partial, "a", encoding="utf-8") as stream,
+        tqdm(total=total, initial=done, desc="answering", unit=" rows", disable=not progress, file=sys.stderr) as bar,
+    ):
+        while window := [row for _, row in zip(range(config.window_rows), rows, strict=False)]:
+            for out in _window(method, config, window):
+                stream.write(json.dumps(out, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+            bar.update(len(window))
+    for written in files.read_jsonl(partial):
+        counts["errors" if "error" in written else "refused" if written["refused"] else "answered"] += 1
+    os.replace(partial, target)
+    claim.unlink()
+    return counts
+
+
+def _window(method: Method, config: Config, window: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    good = [place for place, row in enumerate(window) if "error" not in row]
+    out = [dict(row) for row in window]
+    questions = [str(window[place]["question"]) for place in good]
+    for place, answer in answer_in_batches(method, questions, config.batch_questions):
+        row = window[good[place]]
+        kept = {"row": row["row"]} | ({"id": row["id"]} if "id" in row else {})
+        out[good[place]] = kept | respond(questions[place], answer, config, _name(method))
+    return out
+
+
+def _name(method: Method) -> str:
+    return type(method).__module__.rsplit(".", 1)[-1]
+
+
+def _whole_rows(partial: Path) -> int:
+    """How many whole rows a partial output holds; a torn last row is cut off."""
+    if not partial.exists():
+        return 0
+    whole, size_bytes = 0, 0
+    with open(partial, "rb+") as stream:
+        for line in stream:
+            try:
+                json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole, size_bytes = whole + 1, size_bytes + len(line)
+        stream.truncate(size_bytes)
+    return whole
+
+
+def _rows(source: Path) -> Iterator[dict[str, Any]]:
+    """``{"row", "question"[, "id"]}`` or ``{"row", "error"}`` of each input row that is not blank; rows count from 1."""
+    number = 0
+    for raw in _csv_rows(source) if source.suffix == ".csv" else _jsonl_rows(source):
+        number += 1
+        yield {"row": number} | _checked(raw)
+
+
+def _checked(raw: Any) -> dict[str, Any]:
+    if isinstance(raw, ValueError):
+        return {"error": str(raw)}
+    if not isinstance(raw, dict) or not isinstance(raw.get("question"), str):
+        return {"error": "the row has no question, which must be a string"}
+    kept = {"id": raw["id"]} if isinstance(raw.get("id"), str | int) else {}
+    question = text.clean(raw["question"])
+    if not text.key(question):
+        return kept | {"error": "the question is empty"}
+    if len(question) > QUESTION_LIMIT_CHARACTERS:
+        return kept | {"error": f"the question has {len(question)} characters; at most {QUESTION_LIMIT_CHARACTERS} are allowed"}
+    return kept | {"question": question}
+
+
+def _jsonl_rows(source: Path) -> Iterator[Any]:
+    with open(source, "rb") as stream:
+        for line in stream:
+            if line.strip():
+                try:
+                    yield json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    yield ValueError(f"not a row of UTF-8 JSON: {type(error).__name__}")
+
+
+def _csv_rows(source: Path) -> Iterator[Any]:
+    with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(line.replace("\0", "") for line in stream)
+        if "question" not in (reader.fieldnames or []):
+            raise ValueError(f"{source}: columns {reader.fieldnames} lack one named question")
+        for row in reader:
+            value = row.get("question")
+            broken = value is None or any("\udc80" <= character <= "\udcff" for character in value)
+            yield ValueError("the row is not UTF-8, or has no question cell") if broken else row

@@ -1,0 +1,77 @@
+"""Pure objectives. Everything is in nats and computed in fp32, whatever the model's precision.
+
+Shapes: B questions, C contexts, K passages, N sequences, T target tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def contrastive(q_BD: Tensor, c_CD: Tensor, positive_B: Tensor, masked_BC: Tensor | None = None) -> Tensor:
+    """Mean over questions of ``-log softmax_C(q . c)`` at the positive's column.
+
+    Karpukhin et al. 2020 (DPR), equation 2. ``positive_B`` holds column numbers; columns that ``masked_BC`` marks (other copies of a
+    right answer) take no part.
+    """
+    score_BC = q_BD.float() @ c_CD.float().T
+    if masked_BC is not None:
+        score_BC = score_BC.masked_fill(masked_BC, float("-inf"))
+    return F.cross_entropy(score_BC, positive_B)
+
+
+def rag_sequence(prior_BK: Tensor, logp_BKT: Tensor) -> Tensor:
+    """``-LSE_k[log p(k|x) + sum_t log p(y_t|y_<t, x, k)]`` for each question (B,).
+
+    Lewis et al. 2020, section 2.1, RAG-Sequence. ``prior_BK`` is normalised over K; ``logp_BKT`` is zero at padding.
+    """
+    return -torch.logsumexp(prior_BK.float() + logp_BKT.float().sum(-1), dim=1)
+
+
+def rag_token(prior_BK: Tensor, logp_BKT: Tensor, mask_BT: Tensor) -> Tensor:
+    """``-sum_t LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` for each question (B,).
+
+    Lewis et al. 2020, section 2.1, RAG-Token. Gathering the target's log-probability before the log-sum-exp is exact, since
+    marginalising and selecting a token commute; no B x K x T x V tensor outlives the decoder.
+    """
+    marginal_BT = torch.logsumexp(prior_BK.float().unsqueeze(-1) + logp_BKT.float(), dim=1)
+    return -(marginal_BT * mask_BT).sum(-1)
+
+
+def target_logp(logits_NTV: Tensor, target_NT: Tensor, pad: int) -> Tensor:
+    """Log-probability of each target token (N, T), fp32, zero at padding."""
+    logp_NT = -F.cross_entropy(logits_NTV.float().flatten(0, 1), target_NT.flatten(), reduction="none").view_as(target_NT)
+    return logp_NT * (target_NT != pad)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, one after another; the backward pass sums what every rank asks of this rank's rows."""
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        context.rows = len(x)  # type: ignore[attr-defined]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        rows: int = context.rows  # type: ignore[attr-defined]
+        return gradient[dist.get_rank() * rows : (dist.get_rank() + 1) * rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Join equal-sized tensors of all ranks along dimension 0, differentiably; without a process group, ``x`` itself.
+
+    With each rank's loss a mean over its own questions, averaging the ranks' parameter gradients (what DeepSpeed does) then gives
+    exactly the gradient of one process on the joined batch.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered

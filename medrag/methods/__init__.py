@@ -1,0 +1,109 @@
+"""The contract: remember, see, learn, answer. One file a method; ``load`` finds it by its name, so there is no list to edit.
+
+A method's module holds a ``Config`` dataclass, one final subclass of ``Method``, and ``build(config, parts)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medrag.generator import Generator
+from medrag.retriever import Retriever
+from medrag.types import Answer, Example, Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What ``collate`` made of examples: tensors by name, and how many units (target tokens, questions) the loss is a mean over."""
+
+    examples: tuple[Example, ...]
+    tensors: dict[str, Tensor]
+    weight: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        return Batch(self.examples, {name: tensor.to(device) for name, tensor in self.tensors.items()}, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What methods are made from; ``assemble`` fills in those that a method's ``needs`` names."""
+
+    retriever: Retriever | None = None
+    generator: Generator | None = None
+    library: Mapping[str, Passage] = field(default_factory=dict)
+    """all passages of the corpus by id"""
+
+    def need_retriever(self) -> Retriever:
+        if self.retriever is None:
+            raise ValueError("this method needs a retriever")
+        return self.retriever
+
+    def need_generator(self) -> Generator:
+        if self.generator is None:
+            raise ValueError("this method needs a generator")
+        return self.generator
+
+
+class Method(nn.Module, ABC):
+    """Everything trainable. Subclasses are final."""
+
+    needs: ClassVar[frozenset[str]]
+    """of ``context_encoder``, ``index`` and ``generator``"""
+    whole_batch: ClassVar[bool] = False
+    """the loss is over the joined batch of all devices, so that gradient accumulation would change it"""
+
+    @abstractmethod
+    def index(self, passages: Sequence[Passage]) -> None:
+        """Remember: make these passages, in place of others, what answers are drawn from."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """See: tensors of the examples, made on the CPU without a call of a model. Draws come from torch's generator."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Learn: the mean loss in nats per unit of ``batch.weight``."""
+
+    @abstractmethod
+    def answer(self, questions: Sequence[str]) -> list[Answer]:
+        """Answer, in the order asked."""
+
+    def validate(self, examples: Sequence[Example], batch_examples: int) -> float:
+        """How good the method is on development examples, higher is better: here minus the mean loss in nats."""
+        device = next(self.parameters()).device
+        total, units = 0.0, 0
+        with torch.no_grad():
+            for start in range(0, len(examples), batch_examples):
+                batch = self.collate(examples[start : start + batch_examples]).to(device)
+                total += float(self(batch)) * batch.weight
+                units += batch.weight
+        return -total / max(units, 1)
+
+
+def names() -> list[str]:
+    """Every method there is, by file name."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a method. Raises ValueError that lists the methods there are."""
+    if name not in names():
+        raise ValueError(f"task.method={name!r}; allowed: {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def the_class(module: ModuleType) -> type[Method]:
+    """The one subclass of Method that a method's module defines."""
+    return next(
+        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    )

@@ -1,0 +1,104 @@
+"""RAG-Token: every token of the answer is a mixture over the passages (Lewis et al. 2020, section 2.1).
+
+The passages' vectors come from a fixed index; question encoder and generator are trained together. Shapes: B questions, K passages,
+L source tokens, T target tokens, V vocabulary, R rows (= B), N = R x beams x K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from medrag import losses, reader
+from medrag.generator import Generator, Search, beam_search
+from medrag.methods import Batch, Method, Parts
+from medrag.retriever import Retriever
+from medrag.types import Answer, Example, Passage
+
+
+@dataclass
+class Config:
+    """How passages are read and answers written."""
+
+    passages: int = 5
+    """passages read for each question"""
+    source_tokens: int = 256
+    """longest question and passage together"""
+    answer_tokens: int = 256
+    """longest answer learned from"""
+    leave_out_own: bool = True
+    """train without the example's own passages, which are the very answers to be learned: a new question will not find its answer"""
+    search: Search = field(default_factory=Search)
+
+
+@final
+class RagToken(Method):
+    """Retriever and generator, joined token by token."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"index", "generator"})
+
+    def __init__(self, config: Config, retriever: Retriever, generator: Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.retriever = retriever
+        self.generator = generator
+
+    def index(self, passages: Sequence[Passage]) -> None:
+        self.retriever.remember(passages)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        target_BT = reader.targets(self.generator, examples, self.config.answer_tokens)
+        return Batch(tuple(examples), {"target_BT": target_BT}, int((target_BT != self.generator.pad).sum()))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean negative marginal log-likelihood in nats per target token."""
+        target_BT = batch.tensors["target_BT"]
+        exclude = [example.positives for example in batch.examples] if self.config.leave_out_own else None
+        questions = [example.question for example in batch.examples]
+        reading = reader.read(self.retriever, self.generator, questions, self.config.passages, self.config.source_tokens, exclude)
+        logp_BKT = reader.target_logp(self.generator, reading, target_BT)
+        return losses.rag_token(reading.prior_BK, logp_BKT, target_BT != self.generator.pad).sum() / batch.weight
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[str]) -> list[Answer]:
+        """Beam search on the marginal ``LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` of the next token."""
+        if not questions:
+            return []
+        reading = reader.read(self.retriever, self.generator, questions, self.config.passages, self.config.source_tokens)
+        rows, beams, passages = len(questions), self.config.search.beams, reading.passages
+        stepper = self.generator.stepper(_spread(reading.state_NLD, rows, beams), _spread(reading.mask_NL, rows, beams))
+        device = reading.state_NLD.device
+        base_R1 = torch.arange(rows, device=device).unsqueeze(1) * beams
+        own_K = torch.arange(passages, device=device)
+
+        def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
+            if parent_RB is not None:
+                place_N = (base_R1 + parent_RB).flatten().unsqueeze(1) * passages + own_K
+                stepper.reorder(place_N.flatten())
+            logp_RBKV = stepper.step(token_RB.flatten().repeat_interleave(passages)).view(rows, beams, passages, -1)
+            return torch.logsumexp(reading.prior_BK[:, None, :, None] + logp_RBKV, dim=2)
+
+        found = beam_search(step, rows, self.generator.sentencepiece, self.config.search, device)
+        answers = []
+        for question, hits, hypotheses in zip(questions, reading.hits, found, strict=True):
+            best = hypotheses[0]
+            text = self.generator.sentencepiece.decode(best.tokens)
+            answers.append(Answer(text, tuple(hits), best.logprob, self.retriever.confidence(question, hits)))
+        return answers
+
+
+def build(config: Config, parts: Parts) -> RagToken:
+    """Raises ValueError where no passage would be read."""
+    if config.passages < 1:
+        raise ValueError(f"task.options.passages={config.passages}; it must be 1 or more")
+    return RagToken(config, parts.need_retriever(), parts.need_generator())
+
+
+def _spread(x: Tensor, rows: int, beams: int) -> Tensor:
+    """(R*K, ...) -> (R*B*K, ...): every beam of a row gets the row's passages."""
+    grouped = x.view(rows, 1, -1, *x.shape[1:])
+    return grouped.expand(rows, beams, *grouped.shape[2:]).reshape(-1, *x.shape[1:])

@@ -1,0 +1,420 @@
+"""One DeepSpeed loop for every method. The only importer of deepspeed.
+
+What is asked for (``Task``) and what it runs on (``Hardware``) are kept apart: the number of devices, the micro batch and the
+precision change speed and memory, never the optimisation. Everything random is seeded by step and rank, so that a resumed run goes
+on as if it had not been interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_model, save_model
+from tqdm import tqdm
+
+from medrag import files
+from medrag.methods import Method
+from medrag.types import Example
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+DEVICES = ("cpu", "cuda")
+ZERO_STAGES = (0, 1, 2)
+
+
+@dataclass
+class Hardware:
+    """What a run has: nothing here changes what is learned."""
+
+    device: str = "cpu"
+    """cpu or cuda"""
+    devices: int = 1
+    """processes, one a card"""
+    memory_gib: float = 0.0
+    """memory of one card; 0 where it does not matter"""
+    compute_capability: float = 0.0
+    """of the chip, e.g. 7.5; 0 for a CPU"""
+    precision: str = "fp32"
+    """fp32, fp16 (compute capability 7.0 and up) or bf16 (8.0 and up, or a CPU)"""
+    micro_batch: dict[str, int] = field(default_factory=lambda: {"default": 8})
+    """most examples a device takes at once, by method; ``default`` for the others"""
+    zero_stage: int = 0
+    """DeepSpeed's ZeRO: 0, 1 (optimizer states shared out) or 2 (gradients too)"""
+    checkpointing: bool = False
+    """recompute activations in the backward pass"""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores out"""
+
+
+@dataclass
+class Task:
+    """What is asked for: the method and its optimisation."""
+
+    method: str = "dense"
+    options: Any = None
+    """the method's own Config"""
+    global_batch: int = 24
+    """examples an optimizer step, all devices together"""
+    epochs: float = 40.0
+    learning_rate: float = 2e-5
+    """highest rate, after the warm-up; then linear decay to 0"""
+    warmup_share: float = 0.05
+    """of all steps"""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices only"""
+    clip: float = 1.0
+    """largest norm of the gradient"""
+    validate_every_steps: int = 0
+    """0: once an epoch"""
+    validate_examples: int = 512
+    """development examples used while training"""
+    patience: int = 5
+    """validations without a new best before training stops early; 0 never stops"""
+    save_every_minutes: float = 5.0
+    """between checkpoints"""
+    warm_start: bool = True
+    """start the generator of a RAG method from the closed_book artifact"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How a global batch is cut."""
+
+    micro: int
+    accumulation: int
+
+
+def shares(task: Task, hardware: Hardware, whole_batch: bool) -> Shares:
+    """Micro batch and accumulation: the fewest equal pieces that fit. Raises ValueError where the global batch cannot be shared out."""
+    if task.global_batch < 1 or task.global_batch % hardware.devices:
+        allowed = [number for number in range(1, task.global_batch + 1) if task.global_batch % number == 0]
+        raise ValueError(f"task.global_batch={task.global_batch} is not divisible by hardware.devices={hardware.devices}; allowed devices: {allowed}")
+    per_device = task.global_batch // hardware.devices
+    most = hardware.micro_batch.get(task.method, hardware.micro_batch.get("default", 8))
+    if most < 1:
+        raise ValueError(f"hardware.micro_batch.{task.method}={most}; it must be 1 or more")
+    accumulation = next(pieces for pieces in range(1, per_device + 1) if per_device % pieces == 0 and per_device // pieces <= most)
+    if whole_batch and accumulation > 1:
+        raise ValueError(
+            f"{task.method} contrasts the whole batch, so it cannot be accumulated: task.global_batch={task.global_batch} on "
+            f"hardware.devices={hardware.devices} needs hardware.micro_batch.{task.method}={per_device} or more, not {most}"
+        )
+    return Shares(per_device // accumulation, accumulation)
+
+
+def check(hardware: Hardware) -> None:
+    """Raise ValueError where a value is not allowed or the chip cannot do it."""
+    for name, value, allowed in (
+        ("device", hardware.device, DEVICES),
+        ("precision", hardware.precision, PRECISIONS),
+        ("zero_stage", hardware.zero_stage, ZERO_STAGES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"hardware.{name}={value}; allowed: {', '.join(map(str, allowed))}")
+    if hardware.devices < 1:
+        raise ValueError(f"hardware.devices={hardware.devices}; it must be 1 or more")
+    least = {"fp32": 0.0, "fp16": 7.0, "bf16": 8.0}[hardware.precision]
+    if hardware.device == "cpu" and hardware.precision == "fp16":
+        raise ValueError("hardware.precision=fp16 needs a GPU; on a CPU fp32 and bf16 are allowed")
+    if hardware.device == "cuda" and hardware.compute_capability < least:
+        raise ValueError(
+            f"hardware.precision={hardware.precision} needs compute capability {least}; this preset's chip has {hardware.compute_capability}"
+        )
+
+
+def deepspeed_config(task: Task, hardware: Hardware, cut: Shares) -> dict[str, Any]:
+    """DeepSpeed's JSON. Buckets are small: the default would take 2 GB of an 11 GB card."""
+    return {
+        "train_batch_size": task.global_batch,
+        "train_micro_batch_size_per_gpu": cut.micro,
+        "gradient_accumulation_steps": cut.accumulation,
+        "gradient_clipping": task.clip,
+        "optimizer": {"type": "AdamW", "params": {"lr": task.learning_rate, "betas": [0.9, 0.999], "eps": 1e-8, "torch_adam": True}},
+        "zero_optimization": {"stage": hardware.zero_stage, "reduce_bucket_size": 5_000_000, "allgather_bucket_size": 5_000_000},
+        "fp16": {"enabled": hardware.precision == "fp16", "initial_scale_power": 12},
+        "bf16": {"enabled": hardware.precision == "bf16"},
+        "steps_per_print": 1_000_000_000,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+class Sampler:
+    """Which examples make up which step: a function of the step alone, so there is no position to lose.
+
+    Each epoch is a new permutation; within stretches of it examples of like length go together, and the batches are shuffled again.
+    """
+
+    STRETCH_BATCHES = 32
+
+    def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
+        if len(lengths) < global_batch:
+            raise ValueError(f"{len(lengths)} training examples are fewer than task.global_batch={global_batch}")
+        self.lengths = torch.tensor(lengths)
+        self.global_batch = global_batch
+        self.seed = seed
+        self.steps_per_epoch = len(lengths) // global_batch
+        self._epoch = -1
+        self._batches = torch.empty(0)
+
+    def batch(self, step: int) -> list[int]:
+        """Example numbers of one global batch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.lengths), generator=draw)[: self.steps_per_epoch * self.global_batch]
+            stretches = order.split(self.STRETCH_BATCHES * self.global_batch)
+            order = torch.cat([stretch[self.lengths[stretch].argsort(stable=True)] for stretch in stretches])
+            self._batches = order.view(self.steps_per_epoch, -1)[torch.randperm(self.steps_per_epoch, generator=draw)]
+            self._epoch = epoch
+        chosen: list[int] = self._batches[place].tolist()
+        return chosen
+
+
+def rate(task: Task, step: int, steps: int) -> float:
+    """Learning rate of a step: linear warm-up, then linear decay to 0."""
+    warmup = max(1, round(task.warmup_share * steps))
+    return task.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+def relaunch(arguments: Sequence[str], devices: int) -> int:
+    """Start the ``deepspeed`` launcher on this machine with the same command line, and return its exit status."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(devices), "--master_port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    command = [*launcher, "--module", "medrag", "train", *arguments]
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def launched() -> bool:
+    """Whether a launcher (deepspeed, torchrun) has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def connect(hardware: Hardware) -> None:
+    """Join the other ranks, or be a group of one. Raises ValueError where their number is not ``hardware.devices``."""
+    deepspeed = _deepspeed()
+    if not launched():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = int(os.environ["WORLD_SIZE"])
+    if world != hardware.devices:
+        raise ValueError(f"{world} processes were launched, but hardware.devices={hardware.devices}")
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend="gloo" if hardware.device == "cpu" else "nccl", verbose=False)
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(hardware.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed without its chatter and, on machines without a compiler, without its compiled extensions."""
+    import logging
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    bad_validations: int = 0
+    stopped: bool = False
+
+
+def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: Task, hardware: Hardware, seed: int, folder: Path) -> State:
+    """Train ``method`` in place, to its best validation, and return where the run ended.
+
+    ``folder`` holds the run's checkpoints, its ``log.jsonl``, TensorBoard's files and ``best.safetensors``; a run that finds a whole
+    checkpoint there goes on from it. ``connect`` must have been called. Raises ValueError where a loss is not finite.
+    """
+    check(hardware)
+    cut = shares(task, hardware, method.whole_batch)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    sampler = Sampler([len(example.question) + len(example.answers[0]) for example in train], task.global_batch, seed)
+    steps = max(1, round(task.epochs * sampler.steps_per_epoch))
+    every = task.validate_every_steps or sampler.steps_per_epoch
+    device = torch.device(hardware.device, int(os.environ.get("LOCAL_RANK", "0")) if hardware.device == "cuda" else 0)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    engine, *_ = _deepspeed().initialize(
+        model=method, model_parameters=_groups(method, task.weight_decay), config=deepspeed_config(task, hardware, cut)
+    )
+    settings = {"devices": hardware.devices, "zero_stage": hardware.zero_stage, "precision": hardware.precision}
+    state = _resume(engine, folder, settings)
+    log = _Log(folder, state.step) if rank == 0 else None
+    saved = time.monotonic()
+    bar = tqdm(total=steps, initial=state.step, desc=f"training {task.method}", unit=" steps", disable=rank != 0, file=sys.stderr, mininterval=1)
+    while state.step < steps and not state.stopped:
+        method.train()
+        _seed(seed, state.step, rank)
+        mine = sampler.batch(state.step)[rank * task.global_batch // world : (rank + 1) * task.global_batch // world]
+        batches = [method.collate([train[number] for number in mine[at : at + cut.micro]]) for at in range(0, len(mine), cut.micro)]
+        units = _sum(sum(batch.weight for batch in batches), device)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate(task, state.step, steps)
+        nats = 0.0
+        for batch in batches:
+            loss = engine(batch.to(device))
+            nats += float(loss.detach()) * batch.weight
+            engine.backward(loss * (batch.weight * world * cut.accumulation / units))
+            engine.step()
+        mean = _sum(nats, device) / units
+        if not math.isfinite(mean):
+            raise ValueError(f"the loss of step {state.step} is {mean}; lower task.learning_rate={task.learning_rate} or use hardware.precision=fp32")
+        state.step += 1
+        bar.update()
+        if log:
+            log.write(state.step, loss=mean, learning_rate=rate(task, state.step - 1, steps), units=units)
+            bar.set_postfix(loss=f"{mean:.3f}", best="-" if state.best == -math.inf else f"{state.best:.3f}")
+        if state.step % every == 0 or state.step == steps:
+            _validate(method, dev, task, cut, state, folder, log)
+        elapsed = _sum(time.monotonic() - saved, device) / world
+        if elapsed > 60 * task.save_every_minutes or state.step == steps or state.stopped:
+            _save(engine, folder, state, settings)
+            saved = time.monotonic()
+    bar.close()
+    if log:
+        log.close()
+    method.float()
+    load_model(method, folder / "best.safetensors")
+    return state
+
+
+def _validate(method: Method, dev: Sequence[Example], task: Task, cut: Shares, state: State, folder: Path, log: _Log | None) -> None:
+    """Rank 0 measures; all ranks learn what it found."""
+    found = torch.zeros(1, dtype=torch.float64)
+    if dist.get_rank() == 0:
+        method.eval()
+        answerable = [example for example in dev if example.answers][: task.validate_examples]
+        found[0] = method.validate(answerable, max(cut.micro, 8)) if answerable else float(state.step)
+    device = next(method.parameters()).device
+    found = found.to(device)
+    dist.broadcast(found, 0)
+    score = float(found)
+    if score > state.best:
+        state.best, state.best_step, state.bad_validations = score, state.step, 0
+        if log:
+            _write_weights(method, folder / "best.safetensors")
+    else:
+        state.bad_validations += 1
+        state.stopped = 0 < task.patience <= state.bad_validations
+    if log:
+        log.write(state.step, validation=score)
+
+
+def _write_weights(method: Method, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    save_model(method, str(partial))
+    os.replace(partial, path)
+
+
+def _groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norms do not."""
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _seed(seed: int, step: int, rank: int) -> None:
+    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+
+
+def _sum(value: float, device: torch.device) -> float:
+    total = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def _save(engine: Any, folder: Path, state: State, settings: dict[str, Any]) -> None:
+    """All ranks write into a staging folder; rank 0 adds hashes and renames it; the last two checkpoints are kept."""
+    home = folder / "checkpoints"
+    staging = home / ".staging"
+    if dist.get_rank() == 0:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    dist.barrier()
+    engine.save_checkpoint(str(staging), tag="state", client_state={"state": asdict(state)}, save_latest=False)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
+        hashes = {name: files.sha256(staging / name) for name in names}
+        files.write_json(staging / files.MANIFEST, {"files": hashes, "settings": settings, "state": asdict(state)})
+        final = home / f"step-{state.step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(staging, final)
+        for old in sorted(home.glob("step-*"))[:-2]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def _resume(engine: Any, folder: Path, settings: dict[str, Any]) -> State:
+    """Load the newest whole checkpoint. Raises ValueError where it was written on other hardware settings."""
+    for path in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((path / files.MANIFEST).read_text("utf-8"))
+            whole = all(files.sha256(path / name) == digest for name, digest in manifest["files"].items())
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            continue
+        if manifest["settings"] != settings:
+            raise ValueError(f"{path} was written with {manifest['settings']}, this run has {settings}; use the same, or remove {folder} to start anew")
+        engine.load_checkpoint(str(path), tag="state")
+        if dist.get_rank() == 0:
+            print(f"going on from {path}", file=sys.stderr)
+        return State(**manifest["state"])
+    return State()
+
+
+class _Log:
+    """``log.jsonl`` and TensorBoard; a resumed run drops what was logged after its checkpoint."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "log.jsonl"
+        kept = [row for row in files.read_jsonl(path) if row["step"] <= step] if path.is_file() else []
+        files.write_jsonl(path, kept)
+        self.stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self.started = time.monotonic()
+
+    def write(self, step: int, **values: float) -> None:
+        row = {"step": step, "seconds": round(time.monotonic() - self.started, 2), **values}
+        self.stream.write(json.dumps(row) + "\n")
+        self.stream.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.stream.close()
+        self.board.close()
+
+

@@ -1,0 +1,50 @@
+"""The nouns that travel between rooms: passages, examples, hits and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text that evidence can be drawn from; for question-answer data, the answer itself (a pseudo-context)."""
+
+    id: str
+    text: str
+    source: str
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question, its reference answers, and the ids of passages that do (positives) or do not (negatives) answer it.
+
+    An example without positives is one that the corpus cannot answer.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+    label: str = ""
+    """``maternal`` or ``consultation``"""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A retrieved passage and the retriever's score: the inner product, plus the weighted BM25 score where one is fused in."""
+
+    passage: Passage
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a method says: text, evidence (best first), log-probability (nats, summed) and confidence (0..1, higher is better)."""
+
+    text: str
+    hits: tuple[Hit, ...]
+    logprob: float
+    confidence: float

@@ -1,0 +1,225 @@
+"""Tokenizers without a hub: WordPiece over characters for ALBERT, SentencePiece for mT5, built from a corpus or cut down to it.
+
+Shapes: N texts, L tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+EXTRA_IDS = tuple(f"<extra_id_{number}>" for number in range(100))
+"""mT5's sentinels (Raffel et al. 2020, section 3.1.4)"""
+_EXTRA_ID = re.compile(r"▁?<extra_id_\d+>")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def pretrained_folder(name: str) -> Path:
+    """A local folder as it is, or the downloaded files of a hub name (``owner/model``): safetensors and vocabularies only.
+
+    Raises ValueError where there is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"pretrained={name}: neither a folder here nor a hub name of the form owner/model")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "vocab.txt"]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ValueError(f"pretrained={name}: no such folder here, and the hub gave nothing ({type(error).__name__})") from error
+
+
+class Wordpiece:
+    """BERT's tokenizer: one token a Chinese character, word pieces for the rest; ``[CLS] text [SEP]``."""
+
+    FILE = "wordpiece.json"
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.pad: int = tokenizer.token_to_id("[PAD]")
+        self.size: int = tokenizer.get_vocab_size()
+
+    def batch(self, texts: Sequence[str], limit_tokens: int) -> tuple[Tensor, Tensor]:
+        """``(ids_NL, mask_NL)``, padded to the longest, each cut at ``limit_tokens`` with its ``[SEP]`` kept."""
+        rows = [_cut(encoding.ids, limit_tokens) for encoding in self.tokenizer.encode_batch(list(texts))]
+        return pad_rows(rows, self.pad)
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(str(folder / self.FILE))
+
+    @classmethod
+    def load(cls, folder: Path) -> Wordpiece:
+        """From ``wordpiece.json`` (medrag's), ``tokenizer.json`` or ``vocab.txt`` (the transformers layout)."""
+        for name in (cls.FILE, "tokenizer.json"):
+            if (folder / name).is_file():
+                tokenizer = tokenizers.Tokenizer.from_file(str(folder / name))
+                tokenizer.no_padding()
+                tokenizer.no_truncation()
+                return cls(tokenizer)
+        if (folder / "vocab.txt").is_file():
+            words = (folder / "vocab.txt").read_text("utf-8").splitlines()
+            return cls(_bert({word: number for number, word in enumerate(words)}))
+        raise ValueError(f"{folder}: no WordPiece vocabulary there; one of {cls.FILE}, tokenizer.json and vocab.txt is needed")
+
+    @classmethod
+    def build(cls, texts: Iterable[str], size: int) -> Wordpiece:
+        """Count the corpus's characters and word pieces and keep at most ``size`` tokens, the special ones included."""
+        tokenizer = _bert({})
+        trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=list(_SPECIAL), show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(_bert(tokenizer.get_vocab()))
+
+
+def _bert(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    if vocabulary:
+        missing = [token for token in _SPECIAL[:4] if token not in vocabulary]
+        if missing:
+            raise ValueError(f"the WordPiece vocabulary lacks {missing}")
+        tokenizer.add_special_tokens([token for token in _SPECIAL if token in vocabulary])
+        ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=None, special_tokens=ends)
+    return tokenizer
+
+
+class Sentencepiece:
+    """mT5's tokenizer, used through the sentencepiece library itself so that its byte pieces stay at work."""
+
+    FILE = "sentencepiece.model"
+
+    def __init__(self, proto: bytes) -> None:
+        self.proto = proto
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        self.size: int = self.processor.get_piece_size()
+        self.pad, self.end, self.unknown = 0, 1, 2
+        found = (self.processor.pad_id(), self.processor.eos_id(), self.processor.unk_id())
+        if found != (self.pad, self.end, self.unknown):
+            raise ValueError(f"the SentencePiece model has pad, end and unknown at {found}; mT5 has them at (0, 1, 2)")
+        self.sentinels = [number for number in range(self.size) if _EXTRA_ID.fullmatch(self.processor.id_to_piece(number))]
+
+    def encode(self, text: str, limit_tokens: int) -> list[int]:
+        """Ids with the end token last, cut at ``limit_tokens``."""
+        return [*self.processor.encode(text)[: limit_tokens - 1], self.end]
+
+    def batch(self, texts: Sequence[str], limit_tokens: int) -> tuple[Tensor, Tensor]:
+        """``(ids_NL, mask_NL)``, padded to the longest, each with its end token."""
+        return pad_rows([self.encode(text, limit_tokens) for text in texts], self.pad)
+
+    def pairs(self, heads: Sequence[str], tails: Sequence[str], limit_tokens: int) -> tuple[Tensor, Tensor]:
+        """``(ids_NL, mask_NL)`` of head and tail joined; the head stands first and is kept, the tail is cut (heads take half at most)."""
+        rows = []
+        for head, tail in zip(heads, tails, strict=True):
+            first = self.processor.encode(head)[: limit_tokens // 2]
+            rows.append([*first, self.end, *self.encode(tail, limit_tokens - len(first) - 1)])
+        return pad_rows(rows, self.pad)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids, special pieces left out."""
+        hidden = {self.pad, self.end, self.unknown, *self.sentinels}
+        text: str = self.processor.decode([number for number in ids if number not in hidden])
+        return text.strip()
+
+    def save(self, folder: Path) -> None:
+        (folder / self.FILE).write_bytes(self.proto)
+
+    @classmethod
+    def load(cls, folder: Path) -> Sentencepiece:
+        """From ``sentencepiece.model`` (medrag's) or ``spiece.model`` (the transformers layout)."""
+        for name in (cls.FILE, "spiece.model"):
+            if (folder / name).is_file():
+                return cls((folder / name).read_bytes())
+        raise ValueError(f"{folder}: no SentencePiece model there; {cls.FILE} or spiece.model is needed")
+
+    @classmethod
+    def build(cls, texts: Iterable[str], size: int) -> Sentencepiece:
+        """A unigram model with byte fallback and mT5's special pieces; ``size`` is an upper limit, kept to where the corpus fills it."""
+        written = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_pieces(texts),
+                model_writer=written,
+                vocab_size=size,
+                hard_vocab_limit=False,
+                model_type="unigram",
+                character_coverage=0.9995,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                user_defined_symbols=list(EXTRA_IDS),
+                pad_id=0,
+                eos_id=1,
+                unk_id=2,
+                bos_id=-1,
+                num_threads=os.cpu_count() or 1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"no SentencePiece vocabulary of {size} pieces could be built from this corpus ({error})") from error
+        return cls(written.getvalue())
+
+    def cut(self, texts: Iterable[str], size: int) -> tuple[Sentencepiece, list[int]]:
+        """A smaller model that encodes the corpus the same way, and the old ids of its pieces in their new order.
+
+        Special pieces stay, then all single characters, then the pieces the corpus uses most, up to ``size``; the order is the old
+        one, so pad, end and unknown stay 0, 1, 2.
+        """
+        from sentencepiece import sentencepiece_model_pb2 as model
+
+        proto: Any = model.ModelProto()
+        proto.ParseFromString(self.proto)
+        kinds = model.ModelProto.SentencePiece
+        used: Counter[int] = Counter()
+        for text in texts:
+            used.update(self.processor.encode(text))
+        special, characters = [], []
+        for number, piece in enumerate(proto.pieces):
+            if piece.type != kinds.NORMAL or _EXTRA_ID.fullmatch(piece.piece):
+                special.append(number)
+            elif used[number] == 0 and len(piece.piece.lstrip("▁")) == 1:
+                characters.append(number)
+        kept = dict.fromkeys([*special, *(number for number, _ in used.most_common()), *characters])
+        if len(special) > size:
+            raise ValueError(f"generator.vocabulary_tokens={size} is less than the {len(special)} special pieces alone")
+        order = sorted(list(kept)[:size])
+        pieces = [proto.pieces[number] for number in order]
+        del proto.pieces[:]
+        proto.pieces.extend(pieces)
+        proto.trainer_spec.vocab_size = len(order)
+        return Sentencepiece(proto.SerializeToString()), order
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """``(ids_NL, mask_NL)`` of rows of different lengths, padded on the right."""
+    ids_NL = torch.full((len(rows), max(map(len, rows), default=0)), pad, dtype=torch.long)
+    mask_NL = torch.zeros_like(ids_NL, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids_NL[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask_NL[number, : len(row)] = True
+    return ids_NL, mask_NL
+
+
+def _cut(ids: list[int], limit_tokens: int) -> list[int]:
+    return ids if len(ids) <= limit_tokens else [*ids[: limit_tokens - 1], ids[-1]]
+
+
+def _pieces(texts: Iterable[str], limit_characters: int = 1000) -> Iterator[str]:
+    """SentencePiece's trainer drops sentences of more than 4,192 bytes: cut the long ones."""
+    for text in texts:
+        for start in range(0, len(text), limit_characters):
+            yield text[start : start + limit_characters]
