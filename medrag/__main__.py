@@ -83,7 +83,7 @@ def _train(positional: list[str], overrides: list[str]) -> int:
     run = config.compose(overrides)
     if run.hardware.devices > 1 and not train.launched():
         assemble.ready(run)
-        return 2 if train.relaunch(overrides, run.hardware.devices) else 0
+        return 2 if train.relaunch(overrides, run.hardware) else 0
     artifact = assemble.train_method(run)
     return 0 if artifact is None else _made(artifact.path)
 
@@ -127,7 +127,10 @@ def _show(response: dict[str, Any]) -> None:
     origin = "原文：检索到的最相关回答" if response["method"] == "dense" else "模型生成"
     print(f"问：{response['question']}")
     print(f"答：{response['answer']}")
-    print(f"  方法 {response['method']}（{origin}）；置信度 {response['confidence']:.2f}" + (f"；拒答原因 {response['reason']}" if response["refused"] else ""))
+    print(
+        f"  方法 {response['method']}（{origin}）；置信度 {response['confidence']:.2f}"
+        + (f"；拒答原因 {response['reason']}" if response["refused"] else "")
+    )
     for number, evidence in enumerate(response["evidence"], 1):
         about = evidence["title"] or evidence["text"]
         print(f"  [{number}] {evidence['id']}（{evidence['score']:.2f}） {about[:60]}")

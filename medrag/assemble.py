@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 
-from medrag import encoder, files, generator, methods, prepare, retriever, train
+from medrag import encoder, files, generator, hardware, methods, prepare, retriever, train
 from medrag.config import Run
 from medrag.files import Artifact
 from medrag.generator import Generator
 from medrag.methods import Method, Parts
 from medrag.prepare import Corpus
 from medrag.retriever import Retriever
-from medrag.text import Segmenter
+from medrag.text import Segmenter, Synonyms
 from medrag.vocabulary import Sentencepiece, Wordpiece
 
 DESCRIPTION = "method.json"
@@ -85,7 +85,7 @@ def key(run: Run, built: Built) -> str:
 
 def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
-    train.check(run.hardware)
+    hardware.check(run.hardware)
     train.shares(run.task, run.hardware, _class(run).whole_batch)
     if run.hardware.device == "cuda" and torch.cuda.device_count() < run.hardware.devices:
         raise ValueError(
@@ -116,7 +116,13 @@ def train_method(run: Run) -> Artifact | None:
         folder = store / "runs" / f"{run.task.method}-{name[:12]}"
         state = train.fit(built.method, data.train, data.dev, run.task, run.hardware, run.seed, folder)
         if first:
-            config = {"task": asdict(run.task), "model": asdict(run.model), "hardware": asdict(run.hardware), "seed": run.seed, "state": asdict(state)}
+            config = {
+                "task": asdict(run.task),
+                "model": asdict(run.model),
+                "hardware": asdict(run.hardware),
+                "seed": run.seed,
+                "state": asdict(state),
+            }
             with files.publish(store, run.task.method, key=name, parents=built.parents, config=config) as staging:
                 save(built, staging)
     elif first:
@@ -151,7 +157,9 @@ def load(run: Run, name: str) -> Method:
         index = files.current(store, "index")
         reference = index.manifest["parents"].get("dense", {})
         if reference.get("hash") != artifact.hash:
-            raise ValueError(f"{index.path} is stale: it was built with {reference.get('version')}, {store / name} is at {artifact.path.name}; run `medrag index build`")
+            raise ValueError(
+                f"{index.path} is stale: built with {reference.get('version')}, but {name} is at {artifact.path.name}; run `medrag index build`"
+            )
     method = restore(artifact, index)
     return method.to(_device(run)).eval()
 
@@ -189,7 +197,7 @@ def build_index(run: Run) -> Artifact:
     dense = files.current(store, "dense")
     if dense.manifest["parents"]["corpus"]["hash"] != data.artifact.hash:
         raise ValueError(f"{dense.path} is stale: it was trained on another corpus than {data.artifact.path}; run `medrag train task=dense`")
-    name = files.fingerprint(["index", 2, data.artifact.hash, dense.hash, asdict(run.index)])
+    name = files.fingerprint(["index", 3, data.artifact.hash, dense.hash, asdict(run.index), Synonyms(_path(run.index.synonyms)).groups])
     if found := files.find(store, "index", name):
         print(f"already built: {found.path}", file=sys.stderr)
         files.set_current(store, "index", found.path)
@@ -276,6 +284,10 @@ def _class(run: Run) -> type[Method]:
 
 def _needs(module: ModuleType) -> frozenset[str]:
     return methods.the_class(module).needs
+
+
+def _path(name: str) -> Path | None:
+    return Path(name) if name else None
 
 
 def _device(run: Run) -> torch.device:

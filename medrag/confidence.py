@@ -57,6 +57,6 @@ def fit(features_NF: Floats, right_N: npt.NDArray[np.bool_], penalty: float = 1.
             loss.backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     weight = parameters.detach().numpy()
     return Calibrator(tuple(mean.tolist()), tuple(deviation.tolist()), tuple(weight[:-1].tolist()), float(weight[-1]))

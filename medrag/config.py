@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from medrag import encoder, evaluate, generator, infer, methods, prepare, retriever
-from medrag.train import Hardware, Task
+from medrag.hardware import Hardware
+from medrag.train import Task
 
 AXES = {"model": "tiny", "hardware": "cpu", "task": "dense"}
 """the axes and the presets they start from"""
@@ -80,6 +81,9 @@ def compose(arguments: Sequence[str]) -> Run:
     method = next((layer.task.method for _, layer in reversed(layers) if OmegaConf.select(layer, "task.method") is not None), Task.method)
     base.task.options = OmegaConf.structured(methods.load(str(method)).Config)
     known = list(_keys(Run(), "")) + [f"task.options.{name}" for name in _keys(methods.load(str(method)).Config(), "")]
+    for name, value in overrides:
+        if name not in known and not name.startswith("hardware.micro_batch."):
+            raise ValueError(f"{name}={value}: there is no key {name}{_nearest(name, known)}")
     merged: DictConfig = base
     for where, layer in layers:
         try:

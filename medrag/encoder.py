@@ -122,9 +122,9 @@ def build(config: Config, wordpiece: Wordpiece) -> Encoder:
         folder = pretrained_folder(config.pretrained)
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"model.encoder.pretrained={config.pretrained}: no model.safetensors there (other weight formats are refused)")
-        albert = _fused(AlbertConfig.from_pretrained(folder))
+        albert = _fused(AlbertConfig.from_pretrained(folder, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0))
         encoder = Encoder(albert, config.pooling, config.similarity, config.temperature)
-        encoder.albert = AlbertModel.from_pretrained(folder, config=albert, use_safetensors=True, add_pooling_layer=False)
+        encoder.albert = AlbertModel.from_pretrained(folder, config=albert, use_safetensors=True, add_pooling_layer=False, dtype=torch.float32)
         return encoder
     if config.width % config.heads:
         raise ValueError(f"model.encoder.width={config.width} is not divisible by model.encoder.heads={config.heads}")

@@ -56,7 +56,9 @@ class Texts:
     seconds_per_question: float
 
 
-def evaluate(load: Callable[[str], Method], test: Sequence[Example], segmenter: Segmenter, config: Config, refuse_below: float, seed: int) -> dict[str, Any]:
+def evaluate(
+    load: Callable[[str], Method], test: Sequence[Example], segmenter: Segmenter, config: Config, refuse_below: float, seed: int
+) -> dict[str, Any]:
     """Everything the report shows, as JSON values. Raises ValueError where there is nothing to measure."""
     answerable = [example for example in test if example.positives]
     if not answerable:
@@ -108,7 +110,8 @@ def _retrieval(retriever: Retriever, examples: Sequence[Example], config: Config
     for name, (dense_weight, lexical_weight, unit) in variants.items():
         retriever.dense_weight, retriever.lexical_weight = dense_weight, lexical_weight
         if unit and own is not None and unit != own.unit:
-            retriever.lexical = Lexical(retriever.segmenter, unit)
+            retriever.lexical = Lexical(retriever.segmenter, unit, own.synonyms)
+            retriever.lexical.synonym_weight = own.synonym_weight
             retriever.lexical.build(searched)
         ranked = []
         for start in tqdm(range(0, len(examples), 64), desc=name, unit=" batches", file=sys.stderr):
@@ -120,7 +123,11 @@ def _retrieval(retriever: Retriever, examples: Sequence[Example], config: Config
         values["MRR@10"] = [metrics.reciprocal_rank(names, right) for names, right in pairs]
         rows[name] = {measure: metrics.mean_with_interval(column, config.resamples, seed) for measure, column in values.items()}
         by_label[name] = {
-            label: asdict(metrics.mean_with_interval([v for v, e in zip(values["recall@10"], examples, strict=True) if e.label == label], config.resamples, seed))
+            label: asdict(
+                metrics.mean_with_interval(
+                    [v for v, e in zip(values["recall@10"], examples, strict=True) if e.label == label], config.resamples, seed
+                )
+            )
             for label in sorted({example.label for example in examples})
         }
     retriever.dense_weight, retriever.lexical_weight = weights
@@ -213,7 +220,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"refused below {refusal['threshold']:.2f}: {refusal['refused_of_answerable']:.0%} of {result['questions']['answerable']} answerable"
         + (f", {unanswerable:.0%} of {refusal['unanswerable']} unanswerable questions" if unanswerable is not None else " questions"),
-        f"best passage right: {refusal['right_of_all_answerable']:.1%} of answerable questions, {refusal['right_of_answered'] or 0:.1%} of those answered",
+        f"best passage right: {refusal['right_of_all_answerable']:.1%} of the answerable, {refusal['right_of_answered'] or 0:.1%} of those answered",
         f"expected calibration error {refusal['calibration_error']:.3f}; BLEU signature {result['bleu_signature']}",
     ]
     return "\n".join(lines)

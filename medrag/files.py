@@ -110,7 +110,7 @@ def open_artifact(path: Path) -> Artifact:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         stated = (manifest["kind"], manifest["hash"], manifest["parents"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no {MANIFEST} there, so it is not an artifact of medrag") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / MANIFEST}: damaged ({error!r})") from error
@@ -141,7 +141,11 @@ def find(store: Path, kind: str, key: str) -> Artifact | None:
     """The artifact of ``kind`` made with this key (the fingerprint of everything that determines it), if there is one."""
     for path in sorted((store / kind).glob("v*-*"), reverse=True):
         manifest = path / MANIFEST
-        if manifest.is_file() and json.loads(manifest.read_text("utf-8")).get("key") == key:
+        try:
+            matches = manifest.is_file() and json.loads(manifest.read_text("utf-8"))["key"] == key
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{manifest}: damaged ({error!r})") from error
+        if matches:
             return open_artifact(path)
     return None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -95,7 +96,9 @@ class Generator(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        self.mt5.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for stack in (self.mt5.encoder, self.mt5.decoder):
+            for block in stack.block:
+                block.forward = _recomputed(block.forward)
 
     def rescale(self, factor: float) -> None:
         """Divide the residual stream by ``factor`` without changing the function, so that fp16 holds it.
@@ -132,7 +135,7 @@ class Stepper:
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
     def step(self, token_N: Tensor) -> Tensor:
-        """Log-probabilities (N, V) of the next token, fp32; padding and mT5's sentinels are impossible."""
+        """Log-probabilities (N, V) of the next token, fp32."""
         hidden_N1D = self.generator.mt5.decoder(
             input_ids=token_N.unsqueeze(1),
             encoder_hidden_states=self.state_NLD,
@@ -152,6 +155,17 @@ def untie(mt5: MT5ForConditionalGeneration) -> None:
     """Give the head a matrix of its own; transformers 5 ties it to the embedding whatever mT5's configuration says."""
     if mt5.lm_head.weight is mt5.shared.weight:
         mt5.lm_head.weight = nn.Parameter(mt5.lm_head.weight.detach().clone())
+
+
+def _recomputed(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """transformers' own switch for this changed its name within version 5, with a warning for the old one."""
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*inputs, **named)
+        return checkpoint(plain, *inputs, use_reentrant=False, **named)
+
+    return forward
 
 
 def restore(description: dict[str, Any], sentencepiece: Sentencepiece) -> Generator:
@@ -275,7 +289,8 @@ def _settled(hypotheses: Sequence[Hypothesis], running: Sequence[tuple[float, in
     if len(hypotheses) < search.beams or not running:
         return not running
     longest = search.answer_tokens if search.length_power > 0 else length
-    return hypotheses[-1].rank >= running[0][0] / longest**search.length_power
+    reachable: float = running[0][0] / longest**search.length_power
+    return hypotheses[-1].rank >= reachable
 
 
 def _forbid_repeats(logp_RBV: Tensor, texts: Sequence[Sequence[tuple[int, ...]]], size: int) -> None:

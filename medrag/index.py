@@ -22,7 +22,7 @@ class Index:
     FILE = "vectors.faiss"
 
     def __init__(self, width: int) -> None:
-        self._flat = faiss.IndexFlatIP(width)
+        self._flat: faiss.Index = faiss.IndexFlatIP(width)
 
     def __len__(self) -> int:
         return int(self._flat.ntotal)
@@ -46,7 +46,7 @@ class Index:
             return np.zeros((len(q_BD), 0), np.float32), np.zeros((len(q_BD), 0), np.int64)
         chosen = None
         if len(skip):
-            chosen = faiss.SearchParameters(sel=faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(skip, dtype=np.int64))))
+            chosen = faiss.SearchParameters(sel=faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(skip, dtype=np.int64))))  # type: ignore[call-arg]
         score_BK, row_BK = self._flat.search(np.ascontiguousarray(q_BD, dtype=np.float32), k, params=chosen)
         return score_BK, row_BK
 

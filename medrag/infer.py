@@ -96,6 +96,7 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
         raise ValueError(f"{target} is already there; remove it, or name another output")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent}: no such folder for the output")
+    total = sum(1 for _ in _rows(source))
     stated = {"input": files.sha256(source), "method": identity, "refuse_below": config.refuse_below, "evidence": config.evidence}
     if partial.exists():
         if not claim.is_file() or json.loads(claim.read_text("utf-8")) != stated:
@@ -103,7 +104,6 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
     else:
         files.write_json(claim, stated)
     done = _whole_rows(partial)
-    total = sum(1 for _ in _rows(source))
     counts = {"rows": total, "answered": 0, "refused": 0, "errors": 0}
     rows = _rows(source)
     for _ in range(done):
@@ -160,9 +160,7 @@ def _whole_rows(partial: Path) -> int:
 
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
     """``{"row", "question"[, "id"]}`` or ``{"row", "error"}`` of each input row that is not blank; rows count from 1."""
-    number = 0
-    for raw in _csv_rows(source) if source.suffix == ".csv" else _jsonl_rows(source):
-        number += 1
+    for number, raw in enumerate(_csv_rows(source) if source.suffix == ".csv" else _jsonl_rows(source), 1):
         yield {"row": number} | _checked(raw)
 
 

@@ -1,8 +1,9 @@
-"""BM25 (Robertson & Zaragoza 2009, Lucene's form) over jieba words or over characters and pairs. The only importer of bm25s."""
+"""BM25 (Robertson & Zaragoza 2009, Lucene's form) over jieba words, characters and pairs, or both. The only importer of bm25s."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import bm25s
@@ -10,25 +11,30 @@ import numpy as np
 import numpy.typing as npt
 
 from medrag import text
-from medrag.text import Segmenter
+from medrag.text import Segmenter, Synonyms
 
-UNITS = ("words", "characters")
+UNITS = ("words", "characters", "both")
 
 
 class Lexical:
     """BM25 scores of all documents for a question."""
 
-    def __init__(self, segmenter: Segmenter, unit: str = "words", k1: float = 1.5, b: float = 0.75) -> None:
+    SYNONYMS = "synonyms.txt"
+
+    def __init__(self, segmenter: Segmenter, unit: str = "words", synonyms: Synonyms | None = None, k1: float = 1.5, b: float = 0.75) -> None:
         if unit not in UNITS:
             raise ValueError(f"index.lexical_unit={unit!r}; allowed: {', '.join(UNITS)}")
         self.segmenter = segmenter
         self.unit = unit
+        self.synonyms = synonyms or Synonyms()
+        self.synonym_weight = 1.0
         self.bm25 = bm25s.BM25(k1=k1, b=b, method="lucene")
         self.count = 0
 
     def tokens(self, document: str) -> list[str]:
         """The units that BM25 counts."""
-        return self.segmenter.words(document) if self.unit == "words" else text.characters_and_pairs(document)
+        words = self.segmenter.words(document) if self.unit != "characters" else []
+        return words + (text.characters_and_pairs(document) if self.unit != "words" else [])
 
     def build(self, documents: Iterable[str]) -> None:
         """Index the documents; their rows are numbered in this order."""
@@ -37,11 +43,32 @@ class Lexical:
         self.bm25.index(tokens, show_progress=False)
 
     def scores(self, question: str) -> npt.NDArray[np.float32]:
-        """The BM25 score of every row, zero where no word is shared."""
-        ids = self.bm25.get_tokens_ids(self.tokens(question))
+        """The BM25 score of every row, zero where no word is shared; synonyms of the question's words count ``synonym_weight`` times."""
+        total = self._sum(self.tokens(question))
+        return total + self.synonym_weight * self._sum(self._extra(question)) if self.synonym_weight else total
+
+    def _sum(self, tokens: list[str]) -> npt.NDArray[np.float32]:
+        ids = self.bm25.get_tokens_ids(tokens)
         if not ids:
             return np.zeros(self.count, np.float32)
         found: npt.NDArray[np.float32] = self.bm25.get_scores_from_ids(ids)[: self.count].astype(np.float32)
+        return found
+
+    def _extra(self, question: str) -> list[str]:
+        own = set(self.tokens(question))
+        return list(dict.fromkeys(token for word in self.synonyms.of(question) for token in self.tokens(word) if token not in own))
+
+    def ceiling(self, question: str) -> tuple[float, float]:
+        """The score of a passage that would hold every unit of the question at its best, and the share of its units that the corpus knows."""
+        tokens = self.tokens(question)
+        ids = self.bm25.get_tokens_ids(tokens)
+        return float(self._column_best[ids].sum()), len(ids) / max(len(tokens), 1)
+
+    @cached_property
+    def _column_best(self) -> npt.NDArray[np.float32]:
+        data, start = self.bm25.scores["data"], self.bm25.scores["indptr"]
+        filled = np.append(data, np.float32(0))
+        found: npt.NDArray[np.float32] = np.maximum.reduceat(filled, np.minimum(start[:-1], len(data)).astype(np.int64))
         return found
 
     def search(self, question: str, k: int) -> list[int]:
@@ -50,11 +77,12 @@ class Lexical:
 
     def save(self, folder: Path) -> None:
         self.bm25.save(str(folder), show_progress=False)
+        self.synonyms.save(folder / self.SYNONYMS)
 
     @classmethod
     def load(cls, folder: Path, segmenter: Segmenter, unit: str, count: int) -> Lexical:
         """Read what ``save`` wrote for ``count`` documents."""
-        lexical = cls(segmenter, unit)
+        lexical = cls(segmenter, unit, Synonyms(folder / cls.SYNONYMS))
         lexical.bm25 = bm25s.BM25.load(str(folder), show_progress=False)
         lexical.count = count
         return lexical
@@ -65,6 +93,8 @@ def best(scores_N: npt.NDArray[np.float32], k: int) -> list[int]:
     k = min(k, len(scores_N))
     if k == 0:
         return []
-    chosen = np.argpartition(-scores_N, k - 1)[:k]
+    limit = np.partition(scores_N, -k)[-k]
+    above = np.flatnonzero(scores_N > limit)
+    chosen = np.concatenate([above, np.flatnonzero(scores_N == limit)[: k - len(above)]])
     chosen = chosen[scores_N[chosen] > 0]
     return [int(row) for row in chosen[np.lexsort((chosen, -scores_N[chosen]))]]

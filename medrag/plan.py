@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medrag.train import Hardware
+from medrag.hardware import Hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,14 @@ def obstacle(hardware: Hardware, machine: Machine) -> str:
 def doctor(presets: Mapping[str, Hardware], versions: Mapping[str, str]) -> str:
     """A report for a person."""
     machine = this_machine()
+    room = f"{machine.memory_gib:.0f} GiB memory, {machine.disk_free_gib:.0f} GiB disk free"
     lines = [
-        f"machine   {machine.cores} cores, {machine.memory_gib:.0f} GiB memory, {machine.disk_free_gib:.0f} GiB disk free, Python {platform.python_version()}",
+        f"machine   {machine.cores} cores, {room}, Python {platform.python_version()}",
         f"compiler  {'g++ found' if machine.compiler else 'no g++ (not needed: DeepSpeed extensions are not built)'}",
     ]
-    lines += [f"card {n}    {card.name}, {card.memory_gib:.1f} GiB, compute capability {card.compute_capability}" for n, card in enumerate(machine.cards)]
+    lines += [
+        f"card {n}    {card.name}, {card.memory_gib:.1f} GiB, compute capability {card.compute_capability}" for n, card in enumerate(machine.cards)
+    ]
     lines += ["cards     none that torch can use"] * (not machine.cards)
     lines += [f"library   {name} {version}" for name, version in versions.items()]
     lines += ["", f"{'preset':<12}{'devices':>8}{'precision':>11}{'ZeRO':>6}   fits here"]

@@ -61,9 +61,9 @@ def prepare(sources: Sequence[Source], config: Config, store: Path, progress: bo
         if not 0 <= share < 0.5:
             raise ValueError(f"prepare.{name}={share}; allowed: 0 to 0.5")
     segmenter = Segmenter(Path(config.dictionary) if config.dictionary else None)
-    inputs = [[source.kind, source.encoding, files.sha256(source.path)] for source in sources]
+    inputs = [[source.path.name, source.kind, source.encoding, files.sha256(source.path)] for source in sources]
     settings = asdict(config) | {"dictionary": segmenter.entries}
-    key = files.fingerprint(["corpus", 2, inputs, settings])
+    key = files.fingerprint(["corpus", 3, inputs, settings])
     if found := files.find(store, "corpus", key):
         files.set_current(store, "corpus", found.path)
         return found
@@ -72,7 +72,9 @@ def prepare(sources: Sequence[Source], config: Config, store: Path, progress: bo
     records: list[Record] = []
     queries: list[Query] = []
     for source in sources:
-        for row in tqdm(source.rows(), desc=f"{source.path.name} ({source.kind}, {source.encoding})", unit=" rows", disable=not progress, file=sys.stderr):
+        for row in tqdm(
+            source.rows(), desc=f"{source.path.name} ({source.kind}, {source.encoding})", unit=" rows", disable=not progress, file=sys.stderr
+        ):
             if isinstance(row, Reject):
                 rejects.append(row)
             elif isinstance(row, Query):
@@ -86,7 +88,7 @@ def prepare(sources: Sequence[Source], config: Config, store: Path, progress: bo
     for query in queries:
         unknown = [name for name in query.answer_ids if name not in alias]
         if unknown:
-            rejects.append(Reject("", 0, 0, f"question {query.id!r} names records that are not there: {unknown}"))
+            rejects.append(Reject(query.file, query.line, query.byte, f"question {query.id!r} names records that are not there: {unknown}"))
         else:
             splits[query.split].append(_mapped(query, passages, alias))
     _check_leaks(splits)
@@ -134,8 +136,8 @@ def _merge(records: Iterable[Record], config: Config, tally: Tally) -> tuple[dic
                 raise ValueError(f"two records have the id {name!r} but different answers")
             by_answer[answer] = name
             passages[name] = Passage(name, record.answer, record.source, record.question if config.titles else "")
-        if record.id:
-            alias[record.id] = name
+        if record.id and alias.setdefault(record.id, name) != name:
+            raise ValueError(f"two records have the id {record.id!r} but different answers")
         question = text.key(record.question)
         if any(name == other for _, other in grouped[question]):
             tally.dropped["duplicate pair"] += 1
@@ -183,7 +185,8 @@ def _mapped(query: Query, passages: dict[str, Passage], alias: dict[str, str]) -
     answers = tuple(passages[name].text for name in positives)
     first = passages[positives[0]] if positives else None
     label = "maternal" if text.is_maternal(query.question) or (first and "maternal" in first.source) else "consultation"
-    return Example(query.id, query.question, answers, positives, (), label, first.source if first else "unanswerable")
+    name = query.id or "e" + hashlib.sha256(text.key(query.question).encode()).hexdigest()[:15]
+    return Example(name, query.question, answers, positives, (), label, first.source if first else "unanswerable")
 
 
 def _check_leaks(splits: dict[str, list[Example]]) -> None:
@@ -196,9 +199,7 @@ def _check_leaks(splits: dict[str, list[Example]]) -> None:
                 raise ValueError(f"leak: question {example.id!r} stands in {other} and in {split}")
 
 
-def _with_negatives(
-    examples: Sequence[Example], passages: Sequence[Passage], segmenter: Segmenter, config: Config, progress: bool
-) -> list[Example]:
+def _with_negatives(examples: Sequence[Example], passages: Sequence[Passage], segmenter: Segmenter, config: Config, progress: bool) -> list[Example]:
     """Examples with the best BM25 passages that do not answer them (Karpukhin et al. 2020, section 3.2)."""
     if config.negatives == 0:
         return list(examples)

@@ -27,11 +27,11 @@ from medrag.confidence import Calibrator
 from medrag.encoder import Encoder
 from medrag.index import Index
 from medrag.lexical import Lexical, best
-from medrag.text import Segmenter, characters_and_pairs
+from medrag.text import Segmenter, Synonyms, characters_and_pairs
 from medrag.types import Example, Hit, Passage
 from medrag.vocabulary import Wordpiece
 
-FEATURES = ("score", "dense", "lexical", "margin", "coverage")
+FEATURES = ("dense", "lexical", "ceiling", "known", "margin", "coverage")
 FILE = "retrieval.json"
 
 
@@ -53,8 +53,10 @@ class Fusion:
 
     candidates: int = 200
     """passages taken from each of dense and BM25 before their scores are fused"""
-    lexical_unit: str = "words"
-    """what BM25 counts: words (jieba, search mode) or characters (and pairs of them)"""
+    lexical_unit: str = "both"
+    """what BM25 counts: words (jieba, search mode), characters (and pairs of them), or both"""
+    synonyms: str = "corpora/synonyms.txt"
+    """groups of words that mean the same, for questions in everyday words; empty: none"""
 
 
 class Retriever(nn.Module):
@@ -111,7 +113,8 @@ class Retriever(nn.Module):
         self.index.add(x_ND)
         self.lexical = None
         if lexical:
-            self.lexical = Lexical(self.segmenter, self.fusion.lexical_unit)
+            synonyms = Synonyms(Path(self.fusion.synonyms) if self.fusion.synonyms else None)
+            self.lexical = Lexical(self.segmenter, self.fusion.lexical_unit, synonyms)
             self.lexical.build(tqdm(texts, desc="BM25", unit=" passages", disable=not progress, file=sys.stderr))
 
     @torch.no_grad()
@@ -197,13 +200,15 @@ class Retriever(nn.Module):
         """What the calibrator looks at, in the order of FEATURES."""
         if not hits:
             return [0.0] * len(FEATURES)
-        row = self.row[hits[0].passage.id]
-        lexical_N = None if self.lexical is None else self.lexical.scores(question)
-        lexical = 0.0 if lexical_N is None else float(lexical_N[row])
-        dense = hits[0].score - self.lexical_weight * lexical
+        row, top = self.row[hits[0].passage.id], hits[0].score
+        lexical, ceiling, known = 0.0, 0.0, 0.0
+        if self.lexical is not None:
+            lexical = float(self.lexical.scores(question)[row])
+            ceiling, known = self.lexical.ceiling(question)
+        dense = top - self.lexical_weight * lexical
         rest = [hit.score for hit in hits[1:5]]
-        margin = hits[0].score - (sum(rest) / len(rest) if rest else 0.0)
-        return [hits[0].score, dense, math.log1p(lexical), margin, self._coverage(question, hits[0].passage)]
+        margin = (top - sum(rest) / len(rest)) / (abs(top) + 1e-6) if rest else 0.0
+        return [dense, math.log1p(lexical), lexical / (ceiling + 1e-6), known, margin, self._coverage(question, hits[0].passage)]
 
     def _coverage(self, question: str, passage: Passage) -> float:
         """The share of the question's characters and pairs that stand in the passage, 0..1."""
@@ -221,12 +226,15 @@ class Retriever(nn.Module):
         """
         answerable = [example for example in examples if example.positives]
         tried: dict[str, float] = {}
+        weights: dict[float, float] = {}
         if self.lexical is not None and answerable:
             ratio = self._score_ratio([example.question for example in answerable[:200]])
+            tried |= self._tune_synonyms(answerable)
             for share in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
                 self.lexical_weight = share * ratio
-                tried[f"{self.lexical_weight:.5g}"] = float(np.mean(self._reciprocal_ranks(answerable, batch_questions)))
-            self.lexical_weight = float(max(tried, key=lambda name: tried[name]))
+                weights[self.lexical_weight] = float(np.mean(self._reciprocal_ranks(answerable, batch_questions)))
+            self.lexical_weight = max(weights, key=lambda weight: weights[weight])
+            tried |= {f"BM25 weight {weight:.4g}": found for weight, found in weights.items()}
         features, right = [], []
         for start in range(0, len(examples), batch_questions):
             batch = examples[start : start + batch_questions]
@@ -235,7 +243,27 @@ class Retriever(nn.Module):
                 right.append(bool(hits) and hits[0].passage.id in example.positives)
         if examples:
             self.calibrator = confidence.fit(np.asarray(features), np.asarray(right))
-        return {"lexical_weight": self.lexical_weight, "mrr_at_10": tried, "calibrated_on_questions": len(examples), "right": int(sum(right))}
+        synonym_weight = self.lexical.synonym_weight if self.lexical else 0.0
+        return {
+            "lexical_weight": self.lexical_weight,
+            "synonym_weight": synonym_weight,
+            "mrr_at_10": tried,
+            "calibrated_on_questions": len(examples),
+            "right": int(sum(right)),
+        }
+
+    def _tune_synonyms(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Choose how much synonyms count by the MRR@10 of BM25 alone."""
+        assert self.lexical is not None
+        found: dict[float, float] = {}
+        for weight in (0.0, 0.25, 0.5, 1.0) if self.lexical.synonyms.groups else (0.0,):
+            self.lexical.synonym_weight = weight
+            ranked = ([self.passages[row].id for row in self.lexical.search(example.question, 10)] for example in examples)
+            found[weight] = float(
+                np.mean([metrics.reciprocal_rank(names, example.positives) for names, example in zip(ranked, examples, strict=True)])
+            )
+        self.lexical.synonym_weight = max(found, key=lambda weight: found[weight])
+        return {f"synonym weight {weight:g}": value for weight, value in found.items()}
 
     def _score_ratio(self, questions: Sequence[str]) -> float:
         """How many units of inner product one unit of BM25 is worth: the ratio of their spreads over the best candidates."""
@@ -261,7 +289,12 @@ class Retriever(nn.Module):
         files.write_jsonl(folder / "passages.jsonl", map(asdict, self.passages))
         if self.lexical is not None:
             self.lexical.save(folder / "bm25")
-        tuned = {"lexical_weight": self.lexical_weight, "calibrator": asdict(self.calibrator), "fusion": asdict(self.fusion)}
+        tuned = {
+            "lexical_weight": self.lexical_weight,
+            "synonym_weight": self.lexical.synonym_weight if self.lexical else 0.0,
+            "calibrator": asdict(self.calibrator),
+            "fusion": asdict(self.fusion),
+        }
         files.write_json(folder / FILE, tuned)
 
     def load(self, folder: Path) -> None:
@@ -275,8 +308,10 @@ class Retriever(nn.Module):
             raise ValueError(f"{folder}: vectors of width {self.index.width}, but the question encoder gives {self.question_encoder.width}")
         tuned = json.loads((folder / FILE).read_text("utf-8"))
         self.fusion = Fusion(**tuned["fusion"])
+        self.lexical = None
         if (folder / "bm25").is_dir():
             self.lexical = Lexical.load(folder / "bm25", self.segmenter, self.fusion.lexical_unit, len(self.passages))
+            self.lexical.synonym_weight = float(tuned["synonym_weight"])
         self.lexical_weight = float(tuned["lexical_weight"])
         stored = tuned["calibrator"]
         self.calibrator = Calibrator(tuple(stored["mean"]), tuple(stored["deviation"]), tuple(stored["weight"]), float(stored["bias"]))

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +26,10 @@ from safetensors.torch import load_model, save_model
 from tqdm import tqdm
 
 from medrag import files
+from medrag import hardware as machine
+from medrag.hardware import Hardware
 from medrag.methods import Method
 from medrag.types import Example
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-DEVICES = ("cpu", "cuda")
-ZERO_STAGES = (0, 1, 2)
-
-
-@dataclass
-class Hardware:
-    """What a run has: nothing here changes what is learned."""
-
-    device: str = "cpu"
-    """cpu or cuda"""
-    devices: int = 1
-    """processes, one a card"""
-    memory_gib: float = 0.0
-    """memory of one card; 0 where it does not matter"""
-    compute_capability: float = 0.0
-    """of the chip, e.g. 7.5; 0 for a CPU"""
-    precision: str = "fp32"
-    """fp32, fp16 (compute capability 7.0 and up) or bf16 (8.0 and up, or a CPU)"""
-    micro_batch: dict[str, int] = field(default_factory=lambda: {"default": 8})
-    """most examples a device takes at once, by method; ``default`` for the others"""
-    zero_stage: int = 0
-    """DeepSpeed's ZeRO: 0, 1 (optimizer states shared out) or 2 (gradients too)"""
-    checkpointing: bool = False
-    """recompute activations in the backward pass"""
-    threads: int = 0
-    """CPU threads of each process; 0 shares the cores out"""
 
 
 @dataclass
@@ -114,26 +88,6 @@ def shares(task: Task, hardware: Hardware, whole_batch: bool) -> Shares:
     return Shares(per_device // accumulation, accumulation)
 
 
-def check(hardware: Hardware) -> None:
-    """Raise ValueError where a value is not allowed or the chip cannot do it."""
-    for name, value, allowed in (
-        ("device", hardware.device, DEVICES),
-        ("precision", hardware.precision, PRECISIONS),
-        ("zero_stage", hardware.zero_stage, ZERO_STAGES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"hardware.{name}={value}; allowed: {', '.join(map(str, allowed))}")
-    if hardware.devices < 1:
-        raise ValueError(f"hardware.devices={hardware.devices}; it must be 1 or more")
-    least = {"fp32": 0.0, "fp16": 7.0, "bf16": 8.0}[hardware.precision]
-    if hardware.device == "cpu" and hardware.precision == "fp16":
-        raise ValueError("hardware.precision=fp16 needs a GPU; on a CPU fp32 and bf16 are allowed")
-    if hardware.device == "cuda" and hardware.compute_capability < least:
-        raise ValueError(
-            f"hardware.precision={hardware.precision} needs compute capability {least}; this preset's chip has {hardware.compute_capability}"
-        )
-
-
 def deepspeed_config(task: Task, hardware: Hardware, cut: Shares) -> dict[str, Any]:
     """DeepSpeed's JSON. Buckets are small: the default would take 2 GB of an 11 GB card."""
     return {
@@ -174,7 +128,8 @@ class Sampler:
         if epoch != self._epoch:
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.lengths), generator=draw)[: self.steps_per_epoch * self.global_batch]
-            stretches = order.split(self.STRETCH_BATCHES * self.global_batch)
+            size = self.STRETCH_BATCHES * self.global_batch
+            stretches = [order[start : start + size] for start in range(0, len(order), size)]
             order = torch.cat([stretch[self.lengths[stretch].argsort(stable=True)] for stretch in stretches])
             self._batches = order.view(self.steps_per_epoch, -1)[torch.randperm(self.steps_per_epoch, generator=draw)]
             self._epoch = epoch
@@ -188,13 +143,23 @@ def rate(task: Task, step: int, steps: int) -> float:
     return task.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
-def relaunch(arguments: Sequence[str], devices: int) -> int:
+def relaunch(arguments: Sequence[str], hardware: Hardware) -> int:
     """Start the ``deepspeed`` launcher on this machine with the same command line, and return its exit status."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(devices), "--master_port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        str(hardware.devices),
+        "--master_port",
+        str(port),
+        "--log_level",
+        "error",
+    ]
+    environment = {"DS_ACCELERATOR": hardware.device, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | os.environ
     command = [*launcher, "--module", "medrag", "train", *arguments]
     return subprocess.run(command, env=environment, check=False).returncode
 
@@ -253,7 +218,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
     ``folder`` holds the run's checkpoints, its ``log.jsonl``, TensorBoard's files and ``best.safetensors``; a run that finds a whole
     checkpoint there goes on from it. ``connect`` must have been called. Raises ValueError where a loss is not finite.
     """
-    check(hardware)
+    machine.check(hardware)
     cut = shares(task, hardware, method.whole_batch)
     world, rank = dist.get_world_size(), dist.get_rank()
     sampler = Sampler([len(example.question) + len(example.answers[0]) for example in train], task.global_batch, seed)
@@ -283,10 +248,9 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
             loss = engine(batch.to(device))
             nats += float(loss.detach()) * batch.weight
             engine.backward(loss * (batch.weight * world * cut.accumulation / units))
+            if batch is batches[-1]:
+                _stop_unless_finite(mean := _sum(nats, device) / units, state.step, task)
             engine.step()
-        mean = _sum(nats, device) / units
-        if not math.isfinite(mean):
-            raise ValueError(f"the loss of step {state.step} is {mean}; lower task.learning_rate={task.learning_rate} or use hardware.precision=fp32")
         state.step += 1
         bar.update()
         if log:
@@ -304,6 +268,11 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
     method.float()
     load_model(method, folder / "best.safetensors")
     return state
+
+
+def _stop_unless_finite(loss: float, step: int, task: Task) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of step {step} is {loss}; lower task.learning_rate={task.learning_rate}, or use hardware.precision=fp32")
 
 
 def _validate(method: Method, dev: Sequence[Example], task: Task, cut: Shares, state: State, folder: Path, log: _Log | None) -> None:
@@ -385,7 +354,9 @@ def _resume(engine: Any, folder: Path, settings: dict[str, Any]) -> State:
         if not whole:
             continue
         if manifest["settings"] != settings:
-            raise ValueError(f"{path} was written with {manifest['settings']}, this run has {settings}; use the same, or remove {folder} to start anew")
+            raise ValueError(
+                f"{path} was written with {manifest['settings']}, this run has {settings}; use the same, or remove {folder} to start anew"
+            )
         engine.load_checkpoint(str(path), tag="state")
         if dist.get_rank() == 0:
             print(f"going on from {path}", file=sys.stderr)
@@ -416,5 +387,3 @@ class _Log:
     def close(self) -> None:
         self.stream.close()
         self.board.close()
-
-

@@ -16,7 +16,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 EXTRA_IDS = tuple(f"<extra_id_{number}>" for number in range(100))
@@ -50,7 +50,7 @@ class Wordpiece:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.pad: int = tokenizer.token_to_id("[PAD]")
+        self.pad: int = tokenizer.token_to_id("[PAD]") or 0
         self.size: int = tokenizer.get_vocab_size()
 
     def batch(self, texts: Sequence[str], limit_tokens: int) -> tuple[Tensor, Tensor]:
@@ -71,17 +71,33 @@ class Wordpiece:
                 tokenizer.no_truncation()
                 return cls(tokenizer)
         if (folder / "vocab.txt").is_file():
-            words = (folder / "vocab.txt").read_text("utf-8").splitlines()
+            words = (folder / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
             return cls(_bert({word: number for number, word in enumerate(words)}))
         raise ValueError(f"{folder}: no WordPiece vocabulary there; one of {cls.FILE}, tokenizer.json and vocab.txt is needed")
 
     @classmethod
     def build(cls, texts: Iterable[str], size: int) -> Wordpiece:
-        """Count the corpus's characters and word pieces and keep at most ``size`` tokens, the special ones included."""
-        tokenizer = _bert({})
-        trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=list(_SPECIAL), show_progress=False)
-        tokenizer.train_from_iterator(texts, trainer)
-        return cls(_bert(tokenizer.get_vocab()))
+        """The special tokens, every character, and the most frequent words in other scripts, at most ``size`` in all.
+
+        Counted rather than trained, since the same corpus must always give the same vocabulary (tokenizers' own trainer does not).
+        Characters seen only once, and words beyond the limit, are left out; words without a token of their own are spelled.
+        """
+        blank = _bert({})
+        words: Counter[str] = Counter()
+        for text in texts:
+            words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(text)))
+        characters: Counter[str] = Counter()
+        for word, count in words.items():
+            characters.update({word[0]: count})
+            characters.update(Counter({"##" + character: count * times for character, times in Counter(word[1:]).items()}))
+        ranked = [_by_count(characters), _by_count(Counter({word: count for word, count in words.items() if len(word) > 1}))]
+        pieces = dict.fromkeys([*_SPECIAL, *(piece for counted in ranked for piece in counted)])
+        return cls(_bert({piece: number for number, piece in enumerate(list(pieces)[:size])}))
+
+
+def _by_count(counted: Counter[str]) -> list[str]:
+    """What was seen more than once, the most frequent first, ties in code-point order."""
+    return sorted((piece for piece, count in counted.items() if count > 1), key=lambda piece: (-counted[piece], piece))
 
 
 def _bert(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
@@ -176,8 +192,8 @@ class Sentencepiece:
     def cut(self, texts: Iterable[str], size: int) -> tuple[Sentencepiece, list[int]]:
         """A smaller model that encodes the corpus the same way, and the old ids of its pieces in their new order.
 
-        Special pieces stay, then all single characters, then the pieces the corpus uses most, up to ``size``; the order is the old
-        one, so pad, end and unknown stay 0, 1, 2.
+        Special pieces stay, then the pieces the corpus uses most, then the single characters it does not use, up to ``size``; the
+        order is the old one, so pad, end and unknown stay 0, 1, 2.
         """
         from sentencepiece import sentencepiece_model_pb2 as model
 

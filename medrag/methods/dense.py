@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medrag import losses, metrics
-from medrag.methods import Batch, Method, Parts
 from medrag import retriever as retrieval
+from medrag.methods import Batch, Method, Parts
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Passage
 
@@ -53,7 +53,12 @@ class Dense(Method):
         self.retriever.remember(passages)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Questions (B, L), their passages (P, L; positives first, then hard negatives), and hashes that tell right columns."""
+        """Questions (B, L), their passages (P, L; positives first, then hard negatives), and hashes that tell right columns.
+
+        Raises ValueError where an example has no positives.
+        """
+        if missing := [example.id for example in examples if not example.positives]:
+            raise ValueError(f"examples without a passage that answers them cannot be learned from: {missing[:5]}")
         positives = [_draw(example.positives) for example in examples]
         negatives = [self._negative(example) for example in examples for _ in range(self.config.negatives)]
         passages = [self.library[name] for name in positives + negatives]

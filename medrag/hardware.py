@@ -1,0 +1,53 @@
+"""What a training run has: the card, how many, and what its chip can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+DEVICES = ("cpu", "cuda")
+ZERO_STAGES = (0, 1, 2)
+
+
+@dataclass
+class Hardware:
+    """What a run has: nothing here changes what is learned."""
+
+    device: str = "cpu"
+    """cpu or cuda"""
+    devices: int = 1
+    """processes, one a card"""
+    memory_gib: float = 0.0
+    """memory of one card; 0 where it does not matter"""
+    compute_capability: float = 0.0
+    """of the chip, e.g. 7.5; 0 for a CPU"""
+    precision: str = "fp32"
+    """fp32, fp16 (compute capability 7.0 and up) or bf16 (8.0 and up, or a CPU)"""
+    micro_batch: dict[str, int] = field(default_factory=lambda: {"default": 8})
+    """most examples a device takes at once, by method; ``default`` for the others"""
+    zero_stage: int = 0
+    """DeepSpeed's ZeRO: 0, 1 (optimizer states shared out) or 2 (gradients too)"""
+    checkpointing: bool = False
+    """recompute activations in the backward pass"""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores out"""
+
+
+def check(hardware: Hardware) -> None:
+    """Raise ValueError where a value is not allowed or the chip cannot do it."""
+    for name, value, allowed in (
+        ("device", hardware.device, DEVICES),
+        ("precision", hardware.precision, PRECISIONS),
+        ("zero_stage", hardware.zero_stage, ZERO_STAGES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"hardware.{name}={value}; allowed: {', '.join(map(str, allowed))}")
+    if hardware.devices < 1:
+        raise ValueError(f"hardware.devices={hardware.devices}; it must be 1 or more")
+    least = {"fp32": 0.0, "fp16": 7.0, "bf16": 8.0}[hardware.precision]
+    if hardware.device == "cpu" and hardware.precision == "fp16":
+        raise ValueError("hardware.precision=fp16 needs a GPU; on a CPU fp32 and bf16 are allowed")
+    if hardware.device == "cuda" and hardware.compute_capability < least:
+        raise ValueError(
+            f"hardware.precision={hardware.precision} needs compute capability {least}; this preset's chip has {hardware.compute_capability}"
+        )

@@ -1,0 +1,201 @@
+"""The four verbs on every method there is: remember, see, learn, answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from conftest import Tiny
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from medrag import methods, retriever
+from medrag.generator import Search
+from medrag.methods import Method, Parts
+from medrag.types import Answer, Example, Hit
+
+NEEDS = {"context_encoder", "index", "generator"}
+SMALL = {
+    "passages": 3,
+    "source_tokens": 48,
+    "answer_tokens": 16,
+    "search": Search(beams=2, answer_tokens=5),
+    "retriever": retriever.Config(question_tokens=32, passage_tokens=48),
+}
+
+
+def _needing(*parts: str) -> list[str]:
+    return [name for name in methods.names() if methods.the_class(methods.load(name)).needs & set(parts)]
+
+
+every = pytest.mark.parametrize("name", methods.names())
+generating = pytest.mark.parametrize("name", _needing("generator"))
+encoding = pytest.mark.parametrize("name", _needing("context_encoder"))
+
+
+def small(module: ModuleType) -> Any:
+    """The method's own Config, with those fields small that it has."""
+    config = module.Config()
+    return dataclasses.replace(config, **{field.name: SMALL[field.name] for field in dataclasses.fields(config) if field.name in SMALL})
+
+
+def make(name: str, tiny: Tiny) -> Method:
+    """The method with what it needs, having remembered the corpus; one that needs an index keeps no passage encoder, as in training."""
+    module = methods.load(name)
+    needs = methods.the_class(module).needs
+    finder = tiny.retriever(remember=False) if needs & {"context_encoder", "index"} else None
+    method = module.build(small(module), Parts(finder, tiny.generator() if "generator" in needs else None, tiny.library))
+    assert isinstance(method, Method)
+    method.index(tiny.passages)
+    if finder is not None and "context_encoder" not in needs:
+        finder.context_encoder = None
+    return method.eval()
+
+
+@every
+def test_a_module_holds_a_config_one_final_method_and_build(name: str) -> None:
+    module = methods.load(name)
+    assert module.__doc__
+    assert dataclasses.is_dataclass(module.Config) and isinstance(module.Config, type)
+    module.Config()
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    made = [value for value in own if issubclass(value, Method)]
+    assert len(made) == 1 and made[0] is methods.the_class(module)
+    assert made[0].__bases__ == (Method,), "no inheritance deeper than one"
+    assert getattr(made[0], "__final__", False)
+    assert made[0].needs and made[0].needs <= NEEDS
+    assert callable(module.build)
+
+
+@every
+def test_parts_that_are_missing_are_named(name: str) -> None:
+    module = methods.load(name)
+    with pytest.raises(ValueError, match=r"this method needs a (retriever|generator)"):
+        module.build(module.Config(), Parts())
+
+
+@every
+def test_collate_calls_no_model(name: str, tiny: Tiny) -> None:
+    method = make(name, tiny)
+
+    def refuse(module: nn.Module, _inputs: object) -> NoReturn:
+        raise AssertionError(f"collate called {type(module).__name__}")
+
+    hook = register_module_forward_pre_hook(refuse)
+    try:
+        batch = method.collate(tiny.examples[:4])
+    finally:
+        hook.remove()
+    assert batch.examples == tuple(tiny.examples[:4])
+    assert batch.weight >= 4
+    assert batch.tensors
+    assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in batch.tensors.values())
+    moved = batch.to(torch.device("meta"))
+    assert moved.examples == batch.examples and moved.weight == batch.weight
+    assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
+
+
+@every
+def test_the_same_seed_sees_the_same_batch(name: str, tiny: Tiny) -> None:
+    """All draws come from torch's generator, so that a resumed run goes on as if it had not been interrupted."""
+    method = make(name, tiny)
+    examples = [dataclasses.replace(example, answers=("一", "二", "三"), positives=("p1", "p2", "p5"), negatives=()) for example in tiny.examples[:6]]
+    torch.manual_seed(7)
+    one = method.collate(examples)
+    torch.manual_seed(7)
+    two = method.collate(examples)
+    assert all(torch.equal(tensor, two.tensors[key]) for key, tensor in one.tensors.items())
+    others = [method.collate(examples).tensors for _ in range(5)]
+    assert any(not torch.equal(tensor, other[key]) for other in others for key, tensor in one.tensors.items())
+
+
+@every
+def test_forward_learns(name: str, tiny: Tiny) -> None:
+    """A finite scalar, finite gradients in everything trainable, and a small step down them lowers the loss by as much as they promise."""
+    method = make(name, tiny).train()
+    batch = method.collate(tiny.examples[:4])
+    loss = method(batch)
+    assert loss.shape == () and loss.dtype == torch.float32 and bool(loss.isfinite()) and float(loss.detach()) > 0
+    loss.backward()
+    norm = 0.0  # squared
+    for parameter_name, parameter in method.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        norm += float(parameter.grad.square().sum())
+    assert norm > 0
+    promised = 1e-2
+    with torch.no_grad():
+        for parameter in method.parameters():
+            assert parameter.grad is not None
+            parameter.add_(parameter.grad, alpha=-promised / norm)
+        after = float(method(batch))
+    assert float(loss.detach()) - after == pytest.approx(promised, rel=0.2)
+
+
+@every
+def test_answers_are_answers(name: str, tiny: Tiny) -> None:
+    method = make(name, tiny)
+    questions = tiny.questions[:5]
+    answers = method.answer(questions)
+    assert len(answers) == len(questions)
+    for answer in answers:
+        kinds = [type(value) for value in (answer, answer.text, answer.hits, answer.logprob, answer.confidence)]
+        assert kinds == [Answer, str, tuple, float, float]
+        assert {type(hit) for hit in answer.hits} <= {Hit}
+        assert [hit.score for hit in answer.hits] == sorted((hit.score for hit in answer.hits), reverse=True)
+        assert len(answer.hits) == (0 if not method.needs & {"context_encoder", "index"} else 3)
+        assert answer.logprob <= 1e-6
+        assert 0 <= answer.confidence <= 1
+    assert method.answer([]) == []
+
+
+@every
+def test_a_batch_answers_as_one_by_one_in_the_order_asked(name: str, tiny: Tiny) -> None:
+    method = make(name, tiny)
+    questions = [*tiny.questions[:6], tiny.questions[2], "？"]
+    together = method.answer(questions)
+    assert len({(answer.text, answer.hits, round(answer.logprob, 3)) for answer in together}) > 1, "answers that are all the same prove nothing"
+    for question, answer in zip(questions, together, strict=True):
+        (alone,) = method.answer([question])
+        assert answer.text == alone.text
+        assert [hit.passage.id for hit in answer.hits] == [hit.passage.id for hit in alone.hits]
+        assert [hit.score for hit in answer.hits] == pytest.approx([hit.score for hit in alone.hits], abs=1e-3)
+        assert answer.logprob == pytest.approx(alone.logprob, abs=1e-3)
+        assert answer.confidence == pytest.approx(alone.confidence, abs=1e-4)
+    backwards = method.answer(questions[::-1])[::-1]
+    assert [answer.text for answer in backwards] == [answer.text for answer in together]
+
+
+@encoding
+def test_remembering_again_replaces(name: str, tiny: Tiny) -> None:
+    method = make(name, tiny)
+    method.index(tiny.passages[:5])
+    (answer,) = method.answer(tiny.questions[7:8])
+    assert {hit.passage.id for hit in answer.hits} <= {"p0", "p1", "p2", "p3", "p4"}
+
+
+@generating
+def test_validate_is_higher_for_better(name: str, tiny: Tiny) -> None:
+    """Examples that the method has just been fitted to must come out better; how they are batched must not matter."""
+    method = make(name, tiny)
+    examples = tiny.examples[:4]
+    before = method.validate(examples, 4)
+    assert before < 0
+    assert method.validate(examples, 3) == pytest.approx(before, abs=1e-4)
+    optimizer = torch.optim.Adam(method.parameters(), 1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        method(method.collate(examples)).backward()
+        optimizer.step()
+    assert method.validate(examples, 4) > before
+
+
+@every
+def test_a_target_is_needed_to_learn_from(name: str, tiny: Tiny) -> None:
+    """An unanswerable question cannot be learned from, and the message names it."""
+    method = make(name, tiny)
+    with pytest.raises(ValueError, match="lost"):
+        method.collate([tiny.examples[0], Example("lost", "劳动仲裁要准备什么", (), ())])

@@ -1,0 +1,166 @@
+"""The main job on a slice of the shipped corpora with a tiny model, through the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medrag.__main__ import main
+from test_train import DENSE, ROOT, TINY, medrag
+
+LENGTHS = ["task.options.source_tokens=24", "task.options.answer_tokens=24", "task.options.search.answer_tokens=6", "task.options.search.beams=2"]
+FAST = ["task.global_batch=16", "task.epochs=1", "task.learning_rate=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything made once: corpus, dense, index, closed_book, rag_token, rag_sequence."""
+    folder = tmp_path_factory.mktemp("whole")
+    store = folder / "store"
+    records = (ROOT / "corpora" / "consultation.jsonl").read_text("utf-8").splitlines()[:160]
+    names = {json.loads(line)["id"] for line in records}
+    asked = [json.loads(line) for line in (ROOT / "corpora" / "questions.jsonl").read_text("utf-8").splitlines()]
+    mapped = [json.dumps(row, ensure_ascii=False) for row in asked if set(row["answer_ids"]) <= names]
+    (folder / "records.jsonl").write_text("\n".join(records), "utf-8")
+    (folder / "questions.jsonl").write_text("\n".join(mapped), "utf-8")
+    files = [str(folder / "records.jsonl"), str(folder / "questions.jsonl"), str(ROOT / "corpora" / "unanswerable.jsonl")]
+    assert main(["prepare", *files, f"store={store}", "prepare.titles=true", "prepare.dev_share=0", "prepare.test_share=0"]) == 0
+    steps: list[list[str]] = [
+        ["train", *DENSE, *FAST, "hardware.devices=2"],
+        ["index", "build"],
+        ["train", "task=closed_book", *FAST, *LENGTHS, "hardware.devices=1"],
+        ["train", "task=rag_token", *FAST, *LENGTHS, "task.options.passages=2", "hardware.devices=2"],
+        ["train", "task=rag_sequence", *FAST, *LENGTHS, "task.options.passages=2", "hardware.devices=1"],
+    ]
+    for step in steps:
+        done = medrag(*step, f"store={store}", *TINY)
+        assert done.returncode == 0, done.stderr
+    return store
+
+
+def test_evaluate_writes_a_table_json_and_a_page(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"store={store}", "evaluate.methods=[dense,closed_book,rag_token,rag_sequence]", "evaluate.questions=6", "evaluate.resamples=50"]
+    assert main(["evaluate", *settings]) == 0
+    first = capsys.readouterr().out
+    assert "recall@10" in first and "rag_sequence, open pool" in first and "tok:zh" in first
+    (report,) = store.glob("report/v*")
+    result = json.loads((report / "evaluation.json").read_text("utf-8"))
+    assert set(result["retrieval"]) == {"BM25, words", "BM25, characters and pairs", "dense", "dense + BM25"}
+    for row in result["retrieval"].values():
+        assert 0 <= row["recall@1"]["mean"] <= row["recall@10"]["mean"] <= row["recall@100"]["mean"] <= 1
+        assert row["recall@10"]["low"] <= row["recall@10"]["mean"] <= row["recall@10"]["high"]
+    assert [(row["method"], row["pool"]) for row in result["texts"]] == [
+        ("dense", "closed"),
+        ("dense", "open"),
+        ("closed_book", "closed"),
+        ("rag_token", "closed"),
+        ("rag_token", "open"),
+        ("rag_sequence", "closed"),
+        ("rag_sequence", "open"),
+    ]
+    by_row = {(row["method"], row["pool"]): row["character_f1"]["mean"] for row in result["texts"]}
+    assert by_row["dense", "closed"] > by_row["dense", "open"]
+    assert result["refusal"]["unanswerable"] == 42
+    page = (report / "report.html").read_text("utf-8")
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "AI 生成" in page
+    assert main(["evaluate", *settings]) == 0
+    assert capsys.readouterr().out == first
+    assert len(list(store.glob("report/v*"))) == 1
+
+
+def test_ask_shows_evidence_confidence_and_who_wrote_it(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", "answer.beside=[rag_token,closed_book]", "answer.refuse_below=0"]) == 0
+    out = capsys.readouterr().out
+    assert "consultation-" in out and "置信度" in out and "方法 dense" in out and "rag_token" in out and "AI 生成，仅供参考" in out
+    assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", "answer.refuse_below=1"]) == 0
+    assert "拒答原因 weak_evidence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["dense", "rag_token", "rag_sequence", "closed_book"])
+def test_infer_answers_every_row(store: Path, tmp_path: Path, method: str) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"question": f"胸口疼了{n}天怎么办"}, ensure_ascii=False) + "\n" for n in range(1, 6)) + "{\n", "utf-8")
+    assert main(["infer", str(source), str(target), f"store={store}", f"answer.method={method}", "answer.refuse_below=0"]) == 0
+    rows = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
+    assert len(rows) == 6 and "error" in rows[-1]
+    assert all(row["method"] == method and 0 <= row["confidence"] <= 1 for row in rows[:-1])
+    assert all(bool(row["evidence"]) == (method != "closed_book") for row in rows[:-1])
+
+
+def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = tmp_path / "store"
+    shutil.copytree(store, copied)
+    assert main(["index", "verify", f"store={copied}"]) == 0
+    vectors = next(copied.glob("index/v*/vectors.faiss"))
+    whole = vectors.read_bytes()
+    vectors.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    capsys.readouterr()
+    assert main(["ask", "头疼", f"store={copied}"]) == 2
+    assert "vectors.faiss: altered" in capsys.readouterr().err
+    vectors.write_bytes(whole)
+    done = medrag("train", *DENSE, *FAST, "task.epochs=0.5", "hardware.devices=1", f"store={copied}", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert main(["ask", "头疼怎么办", f"store={copied}"]) == 2
+    stale = capsys.readouterr().err
+    assert "stale" in stale and "medrag index build" in stale and stale.count("\n") == 1
+    assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token"]) == 0
+    shutil.rmtree(next(copied.glob("dense/v000001-*")))
+    assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "medrag VERB"),
+        (["fly"], "allowed: prepare, train, index"),
+        (["prepare"], "no source was named"),
+        (["prepare", "nowhere.jsonl"], "no such file"),
+        (["prepare", "corpora"], "a folder was given"),
+        (["prepare", "magic:corpora/consultation.jsonl"], "allowed: jsonl, toyhom_csv, toyhom_text"),
+        (["prepare", "corpora/consultation.jsonl", "prepare.test_share=2"], "allowed: 0 to 0.5"),
+        (["prepare", "corpora/consultation.jsonl", "prepare.dictionary=none.txt"], "none.txt"),
+        (["train", "task=dense"], "holds no corpus yet"),
+        (["train", "task=rag_token", "hardware.devices=1"], "holds no corpus yet"),
+        (["train", "task=rag_token", "hardware=2080ti"], "torch sees"),
+        (["train", "task=closed_book", "hardware.devices=3"], "allowed devices"),
+        (["train", "now"], "takes only key=value"),
+        (["index"], "allowed: build, verify"),
+        (["index", "build"], "holds no corpus yet"),
+        (["ask"], "needs a question"),
+        (["ask", "？"], "needs a question"),
+        (["ask", "头疼", "answer.refuse_below=7"], "allowed: 0"),
+        (["ask", "头疼", "answer.method=magic"], "allowed: closed_book, dense"),
+        (["ask", "头疼"], "holds no dense yet"),
+        (["infer", "one.jsonl"], "needs two files"),
+        (["evaluate"], "holds no corpus yet"),
+        (["doctor", "hardware=8080ti"], "allowed: 1080ti"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    store = tmp_path / "store"
+    assert main([*arguments, f"store={store}"] if arguments else []) == 2
+    caught = capsys.readouterr()
+    assert words in caught.err + caught.out
+    if arguments:
+        assert caught.err.count("\n") == 1 and caught.err.startswith("medrag: ")
+    assert not store.exists()
+
+
+def test_doctor_and_config_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "2080ti" in out and "fits here" in out and "torch" in out
+    assert main(["config", "task=rag_sequence"]) == 0
+    assert "decoding: thorough" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    done = subprocess.run([sys.executable, "-m", "medrag", "doctor"], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

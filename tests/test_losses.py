@@ -1,0 +1,209 @@
+"""Objectives against enumeration, loops, and one process against two."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import Tiny
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from medrag import encoder, losses, retriever
+from medrag.methods import Batch, dense
+from medrag.retriever import Fusion, Retriever
+from medrag.text import Segmenter
+from medrag.types import Example, Passage
+from medrag.vocabulary import Wordpiece
+
+K, V, PAD = 3, 4, 0
+
+
+def world(targets: int) -> tuple[list[float], list[dict[tuple[int, ...], list[float]]]]:
+    """``p(k|x)``, and for every passage the full distribution of the next token after every prefix of fewer than ``targets`` tokens."""
+    prior = torch.randn(K, dtype=torch.float64).softmax(0).tolist()
+    prefixes = [prefix for length in range(targets) for prefix in itertools.product(range(V), repeat=length)]
+    return prior, [{prefix: torch.randn(V, dtype=torch.float64).mul(2).softmax(0).tolist() for prefix in prefixes} for _ in range(K)]
+
+
+def gathered(tables: list[dict[tuple[int, ...], list[float]]], y: tuple[int, ...]) -> Tensor:
+    """``log p(y_t|y_<t, x, k)`` (1, K, T)."""
+    return torch.tensor([[[math.log(table[y[:t]][y[t]]) for t in range(len(y))] for table in tables]])
+
+
+def sequence_by_enumeration(prior: list[float], tables: list[dict[tuple[int, ...], list[float]]], y: tuple[int, ...]) -> float:
+    return -math.log(sum(p * math.prod(table[y[:t]][y[t]] for t in range(len(y))) for p, table in zip(prior, tables, strict=True)))
+
+
+def token_by_enumeration(prior: list[float], tables: list[dict[tuple[int, ...], list[float]]], y: tuple[int, ...]) -> float:
+    """Every step's whole marginal distribution is formed before the target is looked up in it."""
+    total = 0.0
+    for t in range(len(y)):
+        marginal = [sum(p * table[y[:t]][v] for p, table in zip(prior, tables, strict=True)) for v in range(V)]
+        assert sum(marginal) == pytest.approx(1)
+        total -= math.log(marginal[y[t]])
+    return total
+
+
+@pytest.mark.parametrize("targets", [1, 2, 3])
+def test_rag_losses_equal_enumeration(targets: int) -> None:
+    prior, tables = world(targets)
+    prior_BK = torch.tensor([prior]).log()
+    mass = {"sequence": 0.0, "token": 0.0}
+    for y in itertools.product(range(V), repeat=targets):
+        logp_BKT = gathered(tables, y)
+        sequence = float(losses.rag_sequence(prior_BK, logp_BKT))
+        token = float(losses.rag_token(prior_BK, logp_BKT, torch.ones(1, targets, dtype=torch.bool)))
+        assert sequence == pytest.approx(sequence_by_enumeration(prior, tables, y), abs=1e-5)
+        assert token == pytest.approx(token_by_enumeration(prior, tables, y), abs=1e-5)
+        assert targets == 1 or abs(sequence - token) > 1e-6
+        mass["sequence"] += math.exp(-sequence)
+        mass["token"] += math.exp(-token)
+    assert mass["sequence"] == pytest.approx(1, abs=1e-5)
+    assert mass["token"] == pytest.approx(1, abs=1e-5)
+
+
+def test_rag_losses_agree_for_one_passage_or_one_token() -> None:
+    mask = torch.ones(5, 7, dtype=torch.bool)
+    one_passage = torch.zeros(5, 1), -torch.rand(5, 1, 7)
+    assert torch.allclose(losses.rag_sequence(*one_passage), losses.rag_token(*one_passage, mask), atol=1e-5)
+    one_token = torch.randn(5, 4).log_softmax(1), -3 * torch.rand(5, 4, 1)
+    assert torch.allclose(losses.rag_sequence(*one_token), losses.rag_token(*one_token, mask[:, :1]), atol=1e-5)
+    both = torch.randn(5, 4).log_softmax(1), -3 * torch.rand(5, 4, 7)
+    assert not torch.allclose(losses.rag_sequence(*both), losses.rag_token(*both, mask), atol=1e-2)
+
+
+def test_padding_adds_nothing() -> None:
+    prior_BK, logp_BKT = torch.randn(2, 4).log_softmax(1), -torch.rand(2, 4, 3)
+    padded_BKT = torch.cat([logp_BKT, torch.zeros(2, 4, 2)], dim=2)
+    mask_BT = torch.tensor([[True] * 3 + [False] * 2] * 2)
+    assert torch.allclose(losses.rag_sequence(prior_BK, padded_BKT), losses.rag_sequence(prior_BK, logp_BKT))
+    assert torch.allclose(losses.rag_token(prior_BK, padded_BKT, mask_BT), losses.rag_token(prior_BK, logp_BKT, mask_BT[:, :3]))
+
+
+def test_gather_first_equals_the_full_marginal() -> None:
+    """Gathering the target before the log-sum-exp gives what the B x K x T x V marginal gives, gradients included."""
+    B, T = 2, 5
+    logits_BKTV = torch.randn(B, K, T, V, dtype=torch.float64).float().requires_grad_()
+    score_BK = torch.randn(B, K).requires_grad_()
+    target_BT = torch.tensor([[1, 2, 3, 1, 2], [3, 1, PAD, PAD, PAD]])
+    mask_BT = target_BT != PAD
+
+    target_NT = target_BT.repeat_interleave(K, 0)
+    logp_BKT = losses.target_logp(logits_BKTV.flatten(0, 1), target_NT, PAD).view(B, K, T)
+    assert (logp_BKT[1, :, 2:] == 0).all()
+    gather_first = losses.rag_token(score_BK.log_softmax(1), logp_BKT, mask_BT)
+    marginal_BTV = torch.logsumexp(score_BK.log_softmax(1)[..., None, None] + logits_BKTV.log_softmax(-1), dim=1)
+    full = -(marginal_BTV.gather(2, target_BT.unsqueeze(-1)).squeeze(-1) * mask_BT).sum(1)
+    assert torch.allclose(gather_first, full, atol=1e-5)
+    ours = torch.autograd.grad(gather_first.sum(), (logits_BKTV, score_BK))
+    theirs = torch.autograd.grad(full.sum(), (logits_BKTV, score_BK))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
+def test_losses_are_fp32_whatever_comes_in() -> None:
+    q_BD, c_CD = torch.randn(2, 8).bfloat16(), torch.randn(3, 8).bfloat16()
+    assert losses.contrastive(q_BD, c_CD, torch.tensor([0, 1])).dtype == torch.float32
+    assert losses.rag_sequence(torch.zeros(1, 1).half(), torch.zeros(1, 1, 2).half()).dtype == torch.float32
+    assert losses.target_logp(torch.randn(1, 2, V).half(), torch.ones(1, 2, dtype=torch.long), PAD).dtype == torch.float32
+
+
+def test_contrastive_equals_a_loop() -> None:
+    q_BD, c_CD = torch.randn(3, 5), torch.randn(7, 5)
+    positive = [4, 0, 6]
+    masked = [{1, 2}, set(), {0}]
+    masked_BC = torch.tensor([[column in row for column in range(7)] for row in masked])
+    for mask, hidden in ((masked_BC, masked), (None, [set(), set(), set()])):
+        expected = 0.0
+        for b in range(3):
+            score = {c: sum(float(q) * float(d) for q, d in zip(q_BD[b], c_CD[c], strict=True)) for c in range(7) if c not in hidden[b]}
+            expected -= score[positive[b]] - math.log(sum(math.exp(value) for value in score.values()))
+        assert float(losses.contrastive(q_BD, c_CD, torch.tensor(positive), mask)) == pytest.approx(expected / 3, abs=1e-5)
+
+
+def test_masked_columns_get_no_gradient() -> None:
+    q_BD, c_CD = torch.randn(1, 5), torch.randn(4, 5, requires_grad=True)
+    losses.contrastive(q_BD, c_CD, torch.tensor([0]), torch.tensor([[False, True, False, False]])).backward()  # type: ignore[no-untyped-call]
+    assert c_CD.grad is not None
+    assert (c_CD.grad[1] == 0).all()
+    assert (c_CD.grad[[0, 2, 3]].abs().sum(1) > 0).all()
+
+
+def test_gather_without_a_group_is_the_tensor_itself() -> None:
+    x = torch.randn(2, 3)
+    assert losses.gather(x) is x
+
+
+def make_dense(folder: Path, examples: list[Example], passages: list[Passage]) -> tuple[dense.Dense, Batch]:
+    """The method with the weights kept in ``folder`` and the batch of ``examples``; nothing in it is drawn."""
+    wordpiece = Wordpiece.load(folder)
+    torch.manual_seed(0)
+    description = encoder.build(
+        encoder.Config(embedding=16, width=32, layers=2, heads=4, feed_forward=48, dropout=0.0, positions_tokens=64), wordpiece
+    ).describe()
+    config = retriever.Config(question_tokens=32, passage_tokens=48)
+    finder = Retriever(config, Fusion(synonyms=""), wordpiece, encoder.restore(description), encoder.restore(description), Segmenter())
+    method = dense.Dense(dense.Config(negatives=1, title_share=1.0, retriever=config), finder, {passage.id: passage for passage in passages})
+    method.load_state_dict(load_file(folder / "weights.safetensors"))
+    return method, method.collate(examples)
+
+
+def one_rank(rank: int, port: int, folder: Path, examples: list[Example], passages: list[Passage]) -> dict[str, Tensor]:
+    """Loss and gradients of this rank's half of the batch, averaged over both ranks as DeepSpeed averages them."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    half = len(examples) // 2
+    method, batch = make_dense(folder, examples[rank * half : (rank + 1) * half], passages)
+    loss = method(batch)
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None} | {"loss": loss.detach()}
+    for value in found.values():
+        dist.all_reduce(value)
+        value /= 2
+    dist.destroy_process_group()
+    return found
+
+
+def second_rank(_process: int, port: int, folder: Path, examples: list[Example], passages: list[Passage]) -> None:
+    torch.set_num_threads(1)
+    one_rank(1, port, folder, examples, passages)
+
+
+def test_two_ranks_equal_one_process(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real method on a batch split over two gloo ranks; a right answer of one rank's question is a column of the other's."""
+    examples = tiny.examples[:6]
+    shared = Example("twin", "糖尿病能喝酒吗？", examples[0].answers, ("p0",), ("p20",))
+    examples = [*examples[:3], shared, *examples[4:]]
+    tiny.wordpiece.save(tmp_path)
+    finder = tiny.retriever(remember=False)
+    save_file(dense.Dense(dense.Config(), finder, tiny.library).state_dict(), tmp_path / "weights.safetensors")
+
+    method, batch = make_dense(tmp_path, examples, tiny.passages)
+    assert len(set(batch.tensors["passage_hash_P"].tolist())) < len(batch.tensors["passage_hash_P"])
+    loss = method(batch)
+    loss.backward()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    other = spawn(second_rank, (port, tmp_path, examples, tiny.passages), nprocs=1, join=False)  # type: ignore[no-untyped-call]
+    two = one_rank(0, port, tmp_path, examples, tiny.passages)
+    other.join()
+
+    assert float(two.pop("loss")) == pytest.approx(float(loss.detach()), abs=1e-5)
+    one = {name: parameter.grad for name, parameter in method.named_parameters()}
+    assert set(one) == set(two)
+    largest = max(float(gradient.abs().max()) for gradient in one.values() if gradient is not None)
+    assert largest > 1e-2
+    for name, gradient in one.items():
+        assert gradient is not None
+        assert float((gradient - two[name]).abs().max()) < 1e-5 * max(1.0, largest), name
