@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_model, save_model
 
-from medrag import encoder, files, generator, hardware, methods, prepare, retriever, train
+from medrag import encoder, files, generator, hardware, methods, prepare, retriever, train, weights
 from medrag.config import Run
 from medrag.files import Artifact
 from medrag.generator import Generator
@@ -135,7 +134,7 @@ def train_method(run: Run) -> Artifact | None:
 
 def save(built: Built, folder: Path) -> None:
     """Weights, tokenizers and description of a method."""
-    save_model(built.method, str(folder / WEIGHTS))
+    weights.save(built.method, folder / WEIGHTS)
     files.write_json(folder / DESCRIPTION, built.description)
     held = getattr(built.method, "retriever", None), getattr(built.method, "generator", None)
     if isinstance(held[0], Retriever):
@@ -182,7 +181,7 @@ def restore(artifact: Artifact, index: Artifact | None) -> Method:
     if "generator" in description:
         parts["generator"] = generator.restore(description["generator"], Sentencepiece.load(artifact.path))
     method: Method = module.build(options, Parts(**parts))
-    load_model(method, artifact.path / WEIGHTS)
+    weights.load(method, artifact.path / WEIGHTS)
     if index is not None:
         if index.manifest["parents"]["corpus"] != artifact.manifest["parents"]["corpus"]:
             raise ValueError(f"{index.path} and {artifact.path} were made from different corpora; run `medrag index build`")

@@ -92,7 +92,14 @@ def compose(arguments: Sequence[str]) -> Run:
             raise ValueError(_explain(where, error, known)) from error
     run = OmegaConf.to_object(merged)
     assert isinstance(run, Run)
+    run.prepare.dictionary = _shipped(run.prepare.dictionary)
+    run.index.synonyms = _shipped(run.index.synonyms)
     return run
+
+
+def _shipped(name: str) -> str:
+    """A file name as it is, or, where there is no such file here, the one beside the package."""
+    return str(HOME / name) if name and not Path(name).exists() and (HOME / name).exists() else name
 
 
 def show(run: Run) -> str:

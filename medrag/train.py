@@ -22,10 +22,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_model, save_model
 from tqdm import tqdm
 
-from medrag import files
+from medrag import files, weights
 from medrag import hardware as machine
 from medrag.hardware import Hardware
 from medrag.methods import Method
@@ -266,7 +265,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
     if log:
         log.close()
     method.float()
-    load_model(method, folder / "best.safetensors")
+    weights.load(method, folder / "best.safetensors")
     return state
 
 
@@ -299,7 +298,7 @@ def _validate(method: Method, dev: Sequence[Example], task: Task, cut: Shares, s
 
 def _write_weights(method: Method, path: Path) -> None:
     partial = path.with_suffix(".partial")
-    save_model(method, str(partial))
+    weights.save(method, partial)
     os.replace(partial, path)
 
 

@@ -107,7 +107,7 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
-    """Passage 0 and every fifth have a title; the hard negative of an example is the next passage. WordPiece sees all texts twice: it drops what it sees once."""
+    """Every fifth passage has a title; an example's hard negative is the next passage. WordPiece drops what it sees once: it sees all twice."""
     count = len(QUESTIONS_AND_ANSWERS)
     passages = [
         Passage(f"p{number}", answer, "test", title=f"第{number}条" if number % 5 == 0 else "")

@@ -117,7 +117,7 @@ def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "medrag VERB"),
+        ([], "medrag prepare SOURCE"),
         (["fly"], "allowed: prepare, train, index"),
         (["prepare"], "no source was named"),
         (["prepare", "nowhere.jsonl"], "no such file"),

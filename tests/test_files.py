@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,7 @@ def test_a_failure_before_the_rename_leaves_current_as_it_was(tmp_path: Path, mo
     old = None if first else _publish(tmp_path)
 
     def refuse(source: Path, target: Path) -> None:
-        assert files.MANIFEST in os.listdir(source)
+        assert (source / files.MANIFEST).is_file()
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
@@ -241,7 +242,7 @@ def test_a_failed_write_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.M
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = [{"问": "头痛\n怎么办"}, {"n": [1, 2.5, None]}]
+    rows: list[dict[str, Any]] = [{"问": "头痛\n怎么办"}, {"n": [1, 2.5, None]}]
     assert files.write_jsonl(path, rows) == 2
     assert list(files.read_jsonl(path)) == rows
     path.write_bytes(path.read_bytes() + b'{"a":')

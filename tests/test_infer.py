@@ -99,9 +99,10 @@ def test_bad_rows_become_error_records(tmp_path: Path) -> None:
         '{"question": "  。"}',
         json.dumps({"question": "长" * 3000}),
         '{"question": "\\ud800"}',
-        "NaN",
+        "1",
     ]
     target = tmp_path / "out.jsonl"
+    source = write(tmp_path / "in.jsonl", ['{"question": "好问题一"}', *bad, '{"question": "好问题二"}'])
     counts = infer.infer(Echo(), SMALL, source, target, "m", False)
     rows = read(target)
     assert counts["errors"] == len(bad) and len(rows) == len(bad) + 2

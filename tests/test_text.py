@@ -16,7 +16,9 @@ from medrag.text import Segmenter, Synonyms
 
 CORPORA = Path(__file__).parents[1] / "corpora"
 ANY = st.text(st.one_of(st.characters(), st.characters(categories=["Cs", "Cc", "Cf"]), st.sampled_from("<>/&;#!-abp1 \n\t。？！孕高"))) | st.lists(
-    st.sampled_from(["&amp;", "&lt;", "&gt;", "&#38;", "&#8203;", "amp;", "<p>", "<!--", "-->", "\x00", "e", "\u0301", "\u200b", "\ud800", "血", "\r", " "])
+    st.sampled_from(
+        ["&amp;", "&lt;", "&gt;", "&#38;", "&#8203;", "amp;", "<p>", "<!--", "-->", "\x00", "e", "\u0301", "\u200b", "\ud800", "血", "\r", " "]
+    )
 ).map("".join)
 
 

@@ -1,0 +1,43 @@
+"""A module's weights in safetensors: the same weights always give the same bytes, and shared tensors are written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """Write every tensor of the module under the first of its names."""
+    kept = _first_names(module)
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items() if name in kept}, path)
+
+
+def load(module: nn.Module, path: Path) -> None:
+    """Fill the module. Raises ValueError where the file is damaged, or its tensors are not exactly the module's."""
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not whole safetensors ({error})") from error
+    wanted = _first_names(module)
+    if tensors.keys() != wanted:
+        raise ValueError(
+            f"{path}: other weights are needed (missing: {sorted(wanted - tensors.keys())[:3]}; extra: {sorted(tensors.keys() - wanted)[:3]})"
+        )
+    try:
+        module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: of another shape ({error})") from error
+
+
+def _first_names(module: nn.Module) -> set[str]:
+    seen: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, tensor in module.state_dict().items():
+        seen.setdefault(_place(tensor), name)
+    return set(seen.values())
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape)
