@@ -68,6 +68,7 @@ class Generator(nn.Module):
         self.mt5 = MT5ForConditionalGeneration(mt5)
         self.sentencepiece = sentencepiece
         self.pad = sentencepiece.pad
+        self.scale = 1.0
         untie(self.mt5)
 
     @property
@@ -100,12 +101,14 @@ class Generator(nn.Module):
             for block in stack.block:
                 block.forward = _recomputed(block.forward)
 
-    def rescale(self, factor: float) -> None:
-        """Divide the residual stream by ``factor`` without changing the function, so that fp16 holds it.
+    def rescale(self, scale: float) -> None:
+        """Divide the residual stream by ``scale`` in all, without changing the function, so that fp16 holds it.
 
         mT5's feed-forward output passes fp16's 65,504. Embedding, attention output and the linear half of the feed-forward are
-        divided by the factor and RMSNorm's epsilon by its square; every norm then yields what it did.
+        divided by the scale and RMSNorm's epsilon by its square; every norm then yields what it did. A generator that has that scale
+        already (a saved one, say) stays as it is.
         """
+        factor, self.scale = scale / self.scale, scale
         with torch.no_grad():
             self.mt5.shared.weight /= factor
             for stack in (self.mt5.encoder, self.mt5.decoder):
@@ -122,7 +125,7 @@ class Generator(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What ``restore`` needs to make a generator of this shape."""
-        return {"mt5": self.mt5.config.to_dict()}
+        return {"mt5": self.mt5.config.to_dict(), "scale": self.scale}
 
 
 class Stepper:
@@ -170,7 +173,9 @@ def _recomputed(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 def restore(description: dict[str, Any], sentencepiece: Sentencepiece) -> Generator:
     """A generator of the described shape with random weights, to load saved ones into."""
-    return Generator(MT5Config(**description["mt5"]), sentencepiece)
+    generator = Generator(MT5Config(**description["mt5"]), sentencepiece)
+    generator.scale = float(description["scale"])
+    return generator
 
 
 def build_vocabulary(config: Config, texts: Iterable[str]) -> Sentencepiece:

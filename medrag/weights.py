@@ -21,11 +21,12 @@ def load(module: nn.Module, path: Path) -> None:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not whole safetensors ({error})") from error
-    wanted = _first_names(module)
-    if tensors.keys() != wanted:
-        raise ValueError(
-            f"{path}: other weights are needed (missing: {sorted(wanted - tensors.keys())[:3]}; extra: {sorted(tensors.keys() - wanted)[:3]})"
-        )
+    state = module.state_dict()
+    given = {_place(state[name]) for name in tensors if name in state}
+    missing = [name for name in state if _place(state[name]) not in given]
+    extra = [name for name in tensors if name not in state]
+    if missing or extra:
+        raise ValueError(f"{path}: other weights are needed (missing: {missing[:3]}; extra: {extra[:3]})")
     try:
         module.load_state_dict(tensors, strict=False)
     except RuntimeError as error:

@@ -251,6 +251,16 @@ def test_one_beam_is_greedy(tiny: Tiny) -> None:
     assert len(lengths) > 2
 
 
+@pytest.mark.parametrize(("power", "expected"), [(0.0, ()), (1.0, (400, 401, 402))])
+def test_a_search_goes_on_while_a_longer_text_can_still_win(tiny: Tiny, power: float, expected: tuple[int, ...]) -> None:
+    """The end is likeliest at once, but per token a dear first letter is made up for by the cheap ones after it."""
+    end = tiny.sentencepiece.end
+    known: Table = {(): {end: -1.0, 400: -1.5}, (400,): {401: -0.01, end: -5.0}, (400, 401): {402: -0.01, end: -5.0}, (400, 401, 402): {end: -0.01}}
+    search = Search(beams=1, answer_tokens=4, length_power=power, no_repeat_tokens=0)
+    ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, search, CPU)
+    assert found.tokens == expected and found.finished
+
+
 def generator_step(made: Generator, ids_NL: Tensor, mask_NL: Tensor, beams: int) -> Step:
     past = made.stepper(made.encode(ids_NL, mask_NL).repeat_interleave(beams, 0), mask_NL.repeat_interleave(beams, 0))
     base_R1 = torch.arange(len(ids_NL)).unsqueeze(1) * beams
@@ -364,6 +374,7 @@ def largest_activation(made: Generator, run: Callable[[], Tensor]) -> float:
 
 def test_rescale_changes_nothing_in_fp32(tiny: Tiny) -> None:
     plain, rescaled = tiny.generator(), tiny.generator()
+    rescaled.rescale(16.0)
     rescaled.rescale(16.0)
     ids_NL, mask_NL, target_NT = batch(tiny)
     assert not torch.equal(plain.mt5.shared.weight, rescaled.mt5.shared.weight)
