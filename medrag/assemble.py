@@ -115,6 +115,7 @@ def train_method(run: Run) -> Artifact | None:
         folder = store / "runs" / f"{run.task.method}-{name[:12]}"
         state = train.fit(built.method, data.train, data.dev, run.task, run.hardware, run.seed, folder)
         if first:
+            print(f"best at step {state.best_step}: {state.best:.4f}; peak memory {state.peak_memory_gib:.2f} GiB a process", file=sys.stderr)
             config = {
                 "task": asdict(run.task),
                 "model": asdict(run.model),

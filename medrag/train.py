@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -202,13 +203,14 @@ def _deepspeed() -> Any:
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """Where a run stands; ``peak_memory_gib`` is the first rank's, of the card on a GPU, else of the process."""
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
     bad_validations: int = 0
     stopped: bool = False
+    peak_memory_gib: float = 0.0
 
 
 def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: Task, hardware: Hardware, seed: int, folder: Path) -> State:
@@ -262,6 +264,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
             _save(engine, folder, state, settings)
             saved = time.monotonic()
     bar.close()
+    state.peak_memory_gib = round(max(state.peak_memory_gib, _peak_memory_gib(device)), 2)
     if log:
         log.close()
     method.float()
@@ -308,6 +311,12 @@ def _groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _seed(seed: int, step: int, rank: int) -> None:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_train import DENSE, ROOT, TINY, medrag
 
 from medrag.__main__ import main
-from test_train import DENSE, ROOT, TINY, medrag
 
 LENGTHS = ["task.options.source_tokens=24", "task.options.answer_tokens=24", "task.options.search.answer_tokens=6", "task.options.search.beams=2"]
 FAST = ["task.global_batch=16", "task.epochs=1", "task.learning_rate=1e-3"]

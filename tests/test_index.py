@@ -93,7 +93,7 @@ def test_saved_is_loaded(tmp_path: Path) -> None:
     again = Index.load(tmp_path)
     assert (len(again), again.width) == (40, 16)
     for ours, theirs in zip(index.search(q_BD, 5), again.search(q_BD, 5), strict=True):
-        assert ours.tolist() == theirs.tolist()
+        np.testing.assert_array_equal(ours, theirs)
     again.add(x_ND[:1])
     assert len(again) == 41 and len(index) == 40
 
