@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from medrag import metrics
+from medrag import methods, metrics
 from medrag.infer import answer_in_batches
 from medrag.lexical import Lexical
 from medrag.methods import Method
@@ -141,7 +141,7 @@ def _answers(method: Method, examples: Sequence[Example], pool: str, test: Seque
         retriever.hidden = frozenset(name for example in test for name in example.positives) if pool == "open" else frozenset()
     answers: list[Answer | None] = [None] * len(examples)
     started = time.monotonic()
-    name = type(method).__module__.rsplit(".", 1)[-1]
+    name = methods.name_of(method)
     with tqdm(total=len(examples), desc=f"{name}, {pool}", unit=" questions", file=sys.stderr) as bar:
         for place, answer in answer_in_batches(method, [example.question for example in examples], 16):
             answers[place] = answer

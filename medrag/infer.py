@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medrag import files, text
+from medrag import files, methods, text
 from medrag.methods import Method
 from medrag.types import Answer
 
@@ -132,12 +132,8 @@ def _window(method: Method, config: Config, window: Sequence[dict[str, Any]]) ->
     for place, answer in answer_in_batches(method, questions, config.batch_questions):
         row = window[good[place]]
         kept = {"row": row["row"]} | ({"id": row["id"]} if "id" in row else {})
-        out[good[place]] = kept | respond(questions[place], answer, config, _name(method))
+        out[good[place]] = kept | respond(questions[place], answer, config, methods.name_of(method))
     return out
-
-
-def _name(method: Method) -> str:
-    return type(method).__module__.rsplit(".", 1)[-1]
 
 
 def _whole_rows(partial: Path) -> int:

@@ -6,14 +6,36 @@ Shapes: B questions, K passages, L source tokens, D width, T target tokens.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from medrag.generator import Generator
+from medrag.generator import Generator, Search
 from medrag.retriever import Retriever
 from medrag.types import Example, Hit
+
+
+@dataclass
+class Config:
+    """What every method that retrieves and generates is told."""
+
+    passages: int = 5
+    """passages read for each question"""
+    source_tokens: int = 256
+    """longest question and passage together"""
+    answer_tokens: int = 256
+    """longest answer learned from"""
+    leave_out_own: bool = True
+    """train without the example's own passages, which are the very answers to be learned: a new question will not find its answer"""
+    search: Search = field(default_factory=Search)
+
+
+def check(config: Config) -> None:
+    """Raise ValueError where a value is out of range."""
+    for name in ("passages", "source_tokens", "answer_tokens"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"task.options.{name}={getattr(config, name)}; it must be 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +57,14 @@ def read(
     retriever: Retriever,
     generator: Generator,
     questions: Sequence[str],
-    passages: int,
-    source_tokens: int,
+    config: Config,
     exclude: Sequence[Collection[str]] | None = None,
 ) -> Reading:
-    """Retrieve and encode; the question stands first, so that cutting at ``source_tokens`` takes from the passage.
+    """Retrieve and encode; the question stands first, so that cutting at ``config.source_tokens`` takes from the passage.
 
     Raises ValueError where some question has no passage at all.
     """
-    hits = retriever.retrieve(questions, passages, exclude)
+    hits = retriever.retrieve(questions, config.passages, exclude)
     common = min(map(len, hits))
     if common == 0:
         raise ValueError("a question is left with no passage: the index is empty, or everything in it is excluded")
@@ -51,9 +72,15 @@ def read(
     prior_BK = retriever.logp(questions, hits)
     heads = [question for question, row in zip(questions, hits, strict=True) for _ in row]
     tails = [hit.passage.text for row in hits for hit in row]
-    ids_NL, mask_NL = generator.sentencepiece.pairs(heads, tails, source_tokens)
+    ids_NL, mask_NL = generator.sentencepiece.pairs(heads, tails, config.source_tokens)
     ids_NL, mask_NL = ids_NL.to(retriever.device), mask_NL.to(retriever.device)
     return Reading(hits, prior_BK, generator.encode(ids_NL, mask_NL), mask_NL)
+
+
+def study(retriever: Retriever, generator: Generator, examples: Sequence[Example], config: Config) -> Reading:
+    """Read the examples' questions in order to learn from them: without their own passages, if ``config.leave_out_own``."""
+    exclude = [example.positives for example in examples] if config.leave_out_own else None
+    return read(retriever, generator, [example.question for example in examples], config, exclude)
 
 
 def target_logp(generator: Generator, reading: Reading, target_BT: Tensor) -> Tensor:

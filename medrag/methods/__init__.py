@@ -107,3 +107,8 @@ def the_class(module: ModuleType) -> type[Method]:
     return next(
         value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     )
+
+
+def name_of(method: Method) -> str:
+    """The name that ``load`` knows a method by."""
+    return type(method).__module__.rsplit(".", 1)[-1]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator, Hypothesis, Search, beam_search
+from medrag.generator import Generator, Hypothesis, beam_search
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
 from medrag.retriever import Retriever
@@ -26,20 +26,11 @@ DECODINGS = ("thorough", "fast")
 
 
 @dataclass
-class Config:
+class Config(reader.Config):
     """How passages are read and answers written."""
 
-    passages: int = 5
-    """passages read for each question"""
-    source_tokens: int = 256
-    """longest question and passage together"""
-    answer_tokens: int = 256
-    """longest answer learned from"""
-    leave_out_own: bool = True
-    """train without the example's own passages, which are the very answers to be learned: a new question will not find its answer"""
     decoding: str = "thorough"
     """thorough: every hypothesis is scored under every passage; fast: only under the passages whose beam found it"""
-    search: Search = field(default_factory=Search)
 
 
 @final
@@ -63,9 +54,7 @@ class RagSequence(Method):
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean negative marginal log-likelihood in nats per target token."""
-        exclude = [example.positives for example in batch.examples] if self.config.leave_out_own else None
-        questions = [example.question for example in batch.examples]
-        reading = reader.read(self.retriever, self.generator, questions, self.config.passages, self.config.source_tokens, exclude)
+        reading = reader.study(self.retriever, self.generator, batch.examples, self.config)
         logp_BKT = reader.target_logp(self.generator, reading, batch.tensors["target_BT"])
         return losses.rag_sequence(reading.prior_BK, logp_BKT).sum() / batch.weight
 
@@ -74,7 +63,7 @@ class RagSequence(Method):
         """A beam search under each passage, then the hypothesis of highest marginal probability (appendix "Decoding")."""
         if not questions:
             return []
-        reading = reader.read(self.retriever, self.generator, questions, self.config.passages, self.config.source_tokens)
+        reading = reader.read(self.retriever, self.generator, questions, self.config)
         beams_N = self._beams(reading)
         answers = []
         for b, question in enumerate(questions):
@@ -124,8 +113,7 @@ def build(config: Config, parts: Parts) -> RagSequence:
     """Raises ValueError where an option is out of range."""
     if config.decoding not in DECODINGS:
         raise ValueError(f"task.options.decoding={config.decoding!r}; allowed: {', '.join(DECODINGS)}")
-    if config.passages < 1:
-        raise ValueError(f"task.options.passages={config.passages}; it must be 1 or more")
+    reader.check(config)
     return RagSequence(config, parts.need_retriever(), parts.need_generator())
 
 

@@ -7,32 +7,22 @@ L source tokens, T target tokens, V vocabulary, R rows (= B), N = R x beams x K.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator, Search, beam_search
+from medrag.generator import Generator, beam_search
 from medrag.methods import Batch, Method, Parts
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Passage
 
 
 @dataclass
-class Config:
-    """How passages are read and answers written."""
-
-    passages: int = 5
-    """passages read for each question"""
-    source_tokens: int = 256
-    """longest question and passage together"""
-    answer_tokens: int = 256
-    """longest answer learned from"""
-    leave_out_own: bool = True
-    """train without the example's own passages, which are the very answers to be learned: a new question will not find its answer"""
-    search: Search = field(default_factory=Search)
+class Config(reader.Config):
+    """How passages are read and answers written: nothing beyond what all such methods have."""
 
 
 @final
@@ -57,9 +47,7 @@ class RagToken(Method):
     def forward(self, batch: Batch) -> Tensor:
         """Mean negative marginal log-likelihood in nats per target token."""
         target_BT = batch.tensors["target_BT"]
-        exclude = [example.positives for example in batch.examples] if self.config.leave_out_own else None
-        questions = [example.question for example in batch.examples]
-        reading = reader.read(self.retriever, self.generator, questions, self.config.passages, self.config.source_tokens, exclude)
+        reading = reader.study(self.retriever, self.generator, batch.examples, self.config)
         logp_BKT = reader.target_logp(self.generator, reading, target_BT)
         return losses.rag_token(reading.prior_BK, logp_BKT, target_BT != self.generator.pad).sum() / batch.weight
 
@@ -68,7 +56,7 @@ class RagToken(Method):
         """Beam search on the marginal ``LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` of the next token."""
         if not questions:
             return []
-        reading = reader.read(self.retriever, self.generator, questions, self.config.passages, self.config.source_tokens)
+        reading = reader.read(self.retriever, self.generator, questions, self.config)
         rows, beams, passages = len(questions), self.config.search.beams, reading.passages
         stepper = self.generator.stepper(_spread(reading.state_NLD, rows, beams), _spread(reading.mask_NL, rows, beams))
         device = reading.state_NLD.device
@@ -93,8 +81,7 @@ class RagToken(Method):
 
 def build(config: Config, parts: Parts) -> RagToken:
     """Raises ValueError where no passage would be read."""
-    if config.passages < 1:
-        raise ValueError(f"task.options.passages={config.passages}; it must be 1 or more")
+    reader.check(config)
     return RagToken(config, parts.need_retriever(), parts.need_generator())
 
 

@@ -33,7 +33,7 @@ def token(tiny: Tiny, passages: int = K, leave_out_own: bool = True, search: Sea
 
 
 def sequence(tiny: Tiny, passages: int = K, leave_out_own: bool = True, search: Search = SEARCH, generator: Generator | None = None) -> RagSequence:
-    config = rag_sequence.Config(passages, SOURCE_TOKENS, 16, leave_out_own, "thorough", search)
+    config = rag_sequence.Config(passages, SOURCE_TOKENS, 16, leave_out_own, search, "thorough")
     return RagSequence(config, tiny.retriever(fixed=True), generator or tiny.generator())
 
 
@@ -181,7 +181,7 @@ def test_training_prefers_the_passage_that_helps(tiny: Tiny, make: Any) -> None:
     """The gradient of the scores pushes up the passage under which the target is likelier than under the mixture, down the others."""
     method = make(tiny)
     example = tiny.examples[0]
-    reading = reader.read(method.retriever, method.generator, [example.question], K, SOURCE_TOKENS, [example.positives])
+    reading = reader.read(method.retriever, method.generator, [example.question], method.config, [example.positives])
     logp_BKT = reader.target_logp(method.generator, reading, method.collate([example]).tensors["target_BT"]).detach()
     score_BK = reading.prior_BK.detach().requires_grad_()
     loss = losses.rag_sequence(score_BK.log_softmax(1), logp_BKT).sum()
@@ -292,7 +292,7 @@ def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny)
     method = sequence(tiny, leave_out_own=False, search=search, generator=short_generator(tiny))
     question = tiny.questions[0]
     with torch.no_grad():
-        reading = reader.read(method.retriever, method.generator, tiny.questions[:2], K, SOURCE_TOKENS)
+        reading = reader.read(method.retriever, method.generator, tiny.questions[:2], method.config)
         beams = method._beams(reading)
         assert [len(row) for row in beams] == [40] * (2 * K)
         for b in range(2):
@@ -335,7 +335,7 @@ def test_thorough_decoding_takes_the_best_of_all_beams(tiny: Tiny) -> None:
     questions = tiny.questions[:4]
     answers = method.answer(questions)
     with torch.no_grad():
-        reading = reader.read(method.retriever, method.generator, questions, K, SOURCE_TOKENS)
+        reading = reader.read(method.retriever, method.generator, questions, method.config)
         beams = method._beams(reading)
     for b, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         scored = {}
