@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=(store=store/demo model=tiny hardware=cpu)
+PATH="$PWD/.venv/bin:$PATH"
 
 say() {
   printf '\n\033[1m$ medrag'
