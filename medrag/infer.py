@@ -30,7 +30,7 @@ class Config:
     """the trained method whose answer is given"""
     beside: list[str] = field(default_factory=list)
     """other trained methods whose texts ``ask`` shows beside it, for what they are"""
-    refuse_below: float = 0.3
+    refuse_below: float = 0.15
     """an answer whose confidence (0..1) is lower is refused; 0 refuses nothing, 1 nearly everything"""
     evidence: int = 3
     """passages cited with an answer"""

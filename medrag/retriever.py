@@ -208,7 +208,8 @@ class Retriever(nn.Module):
         dense = top - self.lexical_weight * lexical
         rest = [hit.score for hit in hits[1:5]]
         margin = (top - sum(rest) / len(rest)) / (abs(top) + 1e-6) if rest else 0.0
-        return [dense, math.log1p(lexical), lexical / (ceiling + 1e-6), known, margin, self._coverage(question, hits[0].passage)]
+        coverage = self._coverage(question, hits[0].passage)
+        return [dense, math.log1p(lexical), lexical / (ceiling + 1e-6), known, margin, coverage]
 
     def _coverage(self, question: str, passage: Passage) -> float:
         """The share of the question's characters and pairs that stand in the passage, 0..1."""
@@ -230,7 +231,7 @@ class Retriever(nn.Module):
         if self.lexical is not None and answerable:
             ratio = self._score_ratio([example.question for example in answerable[:200]])
             tried |= self._tune_synonyms(answerable)
-            for share in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+            for share in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0):
                 self.lexical_weight = share * ratio
                 weights[self.lexical_weight] = float(np.mean(self._reciprocal_ranks(answerable, batch_questions)))
             self.lexical_weight = max(weights, key=lambda weight: weights[weight])

@@ -102,6 +102,7 @@ def test_synonyms_count_as_much_as_their_weight(segmenter: Segmenter, tmp_path: 
     plain, lexical = _lexical(segmenter), _lexical(segmenter, synonyms=Synonyms(path))
     assert 5 not in plain.search("拉肚子", 6)
     assert lexical.search("拉肚子", 1) == [5]
+    assert (lexical.scores("拉肚子就是腹泻") == plain.scores("拉肚子就是腹泻")).all(), "what the question says itself is not counted twice"
     full = lexical.scores("拉肚子")
     lexical.synonym_weight = 0.5
     np.testing.assert_allclose(lexical.scores("拉肚子"), (full + plain.scores("拉肚子")) / 2, rtol=1e-6)

@@ -82,6 +82,14 @@ def test_rows_that_are_too_short_or_repeat_the_question_are_counted(tmp_path: Pa
     assert (statistics["rows"], statistics["passages"], statistics["records_by_source"]) == (4, 1, {"rows": 1})
 
 
+def test_the_shortest_that_is_kept(tmp_path: Path) -> None:
+    rows = [_record("头痛，咋办？", "多休息，多喝热水！。")]
+    assert len(_corpus(tmp_path, rows, question_characters_min=4, answer_characters_min=7).train) == 1
+    for changes in ({"question_characters_min": 5}, {"answer_characters_min": 8}):
+        with pytest.raises(ValueError, match="no usable record"):
+            _corpus(tmp_path, rows, **({"question_characters_min": 4, "answer_characters_min": 7} | changes))
+
+
 def test_the_same_answer_stands_in_one_split(tmp_path: Path) -> None:
     """Also where questions are joined only through others: 0 - 1 - 2 share answers pairwise."""
     rows = []

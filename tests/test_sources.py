@@ -238,6 +238,9 @@ def test_an_over_long_line_is_one_reject(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sources, "LINE_LIMIT_BYTES", 120)
     reject = _around(tmp_path, b"x" * (120 + extra))
     assert ("a line of more than 120 bytes" in reject.reason) == (extra >= 0)
+    content = LINES[0] + b"x" * (120 + extra) + b"\n"
+    last = _rows(_file(tmp_path / "then.jsonl", content + b"{broken\n"))[-1]
+    assert isinstance(last, Reject) and (last.line, last.byte) == (3, len(content)), "the rows after it are counted from the right byte"
 
 
 def test_an_over_long_last_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
