@@ -243,7 +243,7 @@ def test_tune_picks_the_best_weight_and_calibrates(tiny: Tiny) -> None:
     report = finder.tune([*tiny.examples, *stranger])
     tried = {float(name.removeprefix("BM25 weight ")): value for name, value in report["mrr_at_10"].items() if name.startswith("BM25 weight ")}
     assert finder.lexical_weight == report["lexical_weight"] > 0
-    assert len(tried) == 8 and tried[0.0] == pytest.approx(dense_only)
+    assert len(tried) == 9 and tried[0.0] == pytest.approx(dense_only)
     assert mrr(finder, tiny.examples) == pytest.approx(max(tried.values()))
     assert max(tried.values()) > dense_only
     assert len(set(tried.values())) > 1, "weights that are all as good prove nothing"
