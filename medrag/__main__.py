@@ -124,7 +124,8 @@ def _ask(positional: list[str], overrides: list[str]) -> int:
 
 
 def _show(response: dict[str, Any]) -> None:
-    origin = "原文：检索到的最相关回答" if response["method"] == "dense" else "模型生成"
+    quoted = any(evidence["text"] == response["answer"] for evidence in response["evidence"])
+    origin = "未作答" if response["refused"] else "原文：检索到的最相关回答" if quoted else "模型生成，未经核对"
     print(f"问：{response['question']}")
     print(f"答：{response['answer']}")
     print(
