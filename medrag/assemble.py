@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from medrag import encoder, files, generator, hardware, methods, prepare, retriever, train, weights
+from medrag import encoder, files, generator, hardware, methods, prepare, retriever, schedule, train, weights
 from medrag.config import Run
 from medrag.files import Artifact
 from medrag.generator import Generator
@@ -85,7 +85,7 @@ def key(run: Run, built: Built) -> str:
 def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
     hardware.check(run.hardware)
-    train.shares(run.task, run.hardware, _class(run).whole_batch)
+    schedule.shares(run.task, run.hardware, _class(run).whole_batch)
     if run.hardware.device == "cuda" and torch.cuda.device_count() < run.hardware.devices:
         raise ValueError(
             f"hardware.devices={run.hardware.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here; `medrag doctor` shows what fits"

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from medrag import encoder, evaluate, generator, infer, methods, prepare, retriever
 from medrag.hardware import Hardware
-from medrag.train import Task
+from medrag.schedule import Task
 
 AXES = {"model": "tiny", "hardware": "cpu", "task": "dense"}
 """the axes and the presets they start from"""

@@ -8,7 +8,7 @@ import pytest
 
 from medrag import config, methods
 from medrag import hardware as machine
-from medrag.train import shares
+from medrag.schedule import shares
 
 COMBINATIONS = list(product(config.presets("model"), config.presets("hardware"), config.presets("task")))
 

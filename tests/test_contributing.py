@@ -26,8 +26,8 @@ from medrag import config, methods, plan, prepare, sources, text
 from medrag import hardware as machine
 from medrag.methods import Method, Parts
 from medrag.retriever import Retriever
+from medrag.schedule import Task, shares
 from medrag.sources import Record, Reject
-from medrag.train import Task, shares
 from medrag.types import Example
 
 ROOT = Path(__file__).parent.parent

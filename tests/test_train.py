@@ -16,7 +16,7 @@ import pytest
 from medrag import hardware as machine
 from medrag import train
 from medrag.hardware import Hardware
-from medrag.train import Sampler, Shares, Task, rate, shares
+from medrag.schedule import Sampler, Shares, Task, rate, shares
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {

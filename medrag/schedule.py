@@ -1,0 +1,106 @@
+"""What is asked of a training run, and which examples and which learning rate make up each of its steps: no card, no DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from medrag.hardware import Hardware
+
+
+@dataclass
+class Task:
+    """What is asked for: the method and its optimisation."""
+
+    method: str = "dense"
+    options: Any = None
+    """the method's own Config"""
+    global_batch: int = 24
+    """examples an optimizer step, all devices together"""
+    epochs: float = 40.0
+    learning_rate: float = 2e-5
+    """highest rate, after the warm-up; then linear decay to 0"""
+    warmup_share: float = 0.05
+    """of all steps"""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices only"""
+    clip: float = 1.0
+    """largest norm of the gradient"""
+    validate_every_steps: int = 0
+    """0: once an epoch"""
+    validate_examples: int = 512
+    """development examples used while training"""
+    patience: int = 5
+    """validations without a new best before training stops early; 0 never stops"""
+    save_every_minutes: float = 5.0
+    """between checkpoints"""
+    warm_start: bool = True
+    """start the generator of a RAG method from the closed_book artifact"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How a global batch is cut."""
+
+    micro: int
+    accumulation: int
+
+
+def shares(task: Task, hardware: Hardware, whole_batch: bool) -> Shares:
+    """Micro batch and accumulation: the fewest equal pieces that fit. Raises ValueError where the global batch cannot be shared out."""
+    if task.global_batch < 1 or task.global_batch % hardware.devices:
+        allowed = [number for number in range(1, task.global_batch + 1) if task.global_batch % number == 0]
+        raise ValueError(f"task.global_batch={task.global_batch} is not divisible by hardware.devices={hardware.devices}; allowed devices: {allowed}")
+    per_device = task.global_batch // hardware.devices
+    most = hardware.micro_batch.get(task.method, hardware.micro_batch.get("default", 8))
+    if most < 1:
+        raise ValueError(f"hardware.micro_batch.{task.method}={most}; it must be 1 or more")
+    accumulation = next(pieces for pieces in range(1, per_device + 1) if per_device % pieces == 0 and per_device // pieces <= most)
+    if whole_batch and accumulation > 1:
+        raise ValueError(
+            f"{task.method} contrasts the whole batch, so it cannot be accumulated: task.global_batch={task.global_batch} on "
+            f"hardware.devices={hardware.devices} needs hardware.micro_batch.{task.method}={per_device} or more, not {most}"
+        )
+    return Shares(per_device // accumulation, accumulation)
+
+
+class Sampler:
+    """Which examples make up which step: a function of the step alone, so there is no position to lose.
+
+    Each epoch is a new permutation; within stretches of it examples of like length go together, and the batches are shuffled again.
+    """
+
+    STRETCH_BATCHES = 32
+
+    def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
+        if len(lengths) < global_batch:
+            raise ValueError(f"{len(lengths)} training examples are fewer than task.global_batch={global_batch}")
+        self.lengths = torch.tensor(lengths)
+        self.global_batch = global_batch
+        self.seed = seed
+        self.steps_per_epoch = len(lengths) // global_batch
+        self._epoch = -1
+        self._batches = torch.empty(0)
+
+    def batch(self, step: int) -> list[int]:
+        """Example numbers of one global batch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.lengths), generator=draw)[: self.steps_per_epoch * self.global_batch]
+            size = self.STRETCH_BATCHES * self.global_batch
+            stretches = [order[start : start + size] for start in range(0, len(order), size)]
+            order = torch.cat([stretch[self.lengths[stretch].argsort(stable=True)] for stretch in stretches])
+            self._batches = order.view(self.steps_per_epoch, -1)[torch.randperm(self.steps_per_epoch, generator=draw)]
+            self._epoch = epoch
+        chosen: list[int] = self._batches[place].tolist()
+        return chosen
+
+
+def rate(task: Task, step: int, steps: int) -> float:
+    """Learning rate of a step: linear warm-up, then linear decay to 0."""
+    warmup = max(1, round(task.warmup_share * steps))
+    return task.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
