@@ -73,7 +73,7 @@ def _prepare(positional: list[str], overrides: list[str]) -> int:
     statistics = json.loads((artifact.path / "statistics.json").read_text("utf-8"))
     print(f"{statistics['passages']} passages; examples: {statistics['splits']}; unanswerable among them: {statistics['unanswerable']}")
     print(f"dropped: {statistics['dropped'] or 'nothing'}; rejected rows: {statistics['rejected_rows']} ({artifact.path / 'rejects.jsonl'})")
-    return _made(artifact.path)
+    return _done(artifact.path)
 
 
 def _train(positional: list[str], overrides: list[str]) -> int:
@@ -85,7 +85,7 @@ def _train(positional: list[str], overrides: list[str]) -> int:
         assemble.ready(run)
         return 2 if train.relaunch(overrides, run.hardware) else 0
     artifact = assemble.train_method(run)
-    return 0 if artifact is None else _made(artifact.path)
+    return 0 if artifact is None else _done(artifact.path)
 
 
 def _index(positional: list[str], overrides: list[str]) -> int:
@@ -102,7 +102,7 @@ def _index(positional: list[str], overrides: list[str]) -> int:
     artifact = assemble.build_index(run)
     tuned = artifact.manifest["config"]["tuned"]
     print(f"weight of BM25 {tuned['lexical_weight']:.4g}; confidence calibrated on {tuned['calibrated_on_questions']} development questions")
-    return _made(artifact.path)
+    return _done(artifact.path)
 
 
 def _ask(positional: list[str], overrides: list[str]) -> int:
@@ -193,8 +193,8 @@ def _config(positional: list[str], overrides: list[str]) -> int:
     return 0
 
 
-def _made(path: Path) -> int:
-    print(f"made: {path}")
+def _done(path: Path) -> int:
+    print(f"artifact: {path}")
     return 0
 
 
