@@ -84,7 +84,12 @@ def _train(positional: list[str], overrides: list[str]) -> int:
     if run.hardware.devices > 1 and not train.launched():
         assemble.ready(run)
         return 2 if train.relaunch(overrides, run.hardware) else 0
-    artifact = assemble.train_method(run)
+    try:
+        artifact = assemble.train_method(run)
+    except RuntimeError as error:
+        if train.launched() and "Connection closed by peer" in str(error):
+            raise ValueError("another process of this run stopped; its own message says why") from error
+        raise
     return 0 if artifact is None else _done(artifact.path)
 
 
