@@ -69,8 +69,8 @@ def evaluate(
     retrieval, by_label = _retrieval(retriever, answerable, config, seed)
     chosen = _spread(answerable, config.questions)
     texts: list[Texts] = []
-    samples = [{"question": example.question, "reference": example.answers[0], "answers": {}} for example in _spread(chosen, config.samples)]
-    shown = [example.id for example in _spread(chosen, config.samples)]
+    shown = _spread(chosen, config.samples)
+    said: dict[str, dict[str, str]] = {example.id: {} for example in shown}
     signature = ""
     for name in config.methods:
         method = dense if name == "dense" else load(name)
@@ -78,9 +78,9 @@ def evaluate(
             answers, seconds = _answers(method, chosen, pool, answerable)
             row, signature = _texts(name, pool, answers, chosen, segmenter, config, seed, seconds)
             texts.append(row)
-            by_id = {example.id: answer for example, answer in zip(chosen, answers, strict=True)}
-            for sample, place in zip(samples, shown, strict=True):
-                sample["answers"][f"{name}, {pool}"] = by_id[place].text  # type: ignore[index]
+            for example, answer in zip(chosen, answers, strict=True):
+                if example.id in said:
+                    said[example.id][f"{name}, {pool}"] = answer.text
             if "retriever" not in dict(method.named_children()):
                 break
     return {
@@ -91,7 +91,7 @@ def evaluate(
         "texts": [asdict(row) for row in texts],
         "bleu_signature": signature,
         "refusal": _refusal(dense, test, refuse_below),
-        "samples": samples,
+        "samples": [{"question": example.question, "reference": example.answers[0], "answers": said[example.id]} for example in shown],
     }
 
 

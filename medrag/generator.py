@@ -95,6 +95,19 @@ class Generator(nn.Module):
         """Decode token by token with a key-value cache."""
         return Stepper(self, state_NLD, mask_NL)
 
+    def search(self, state_NLD: Tensor, mask_NL: Tensor, search: Search) -> list[list[Hypothesis]]:
+        """Beam search over each source by itself: the best hypotheses of each, best first."""
+        rows, beams, device = len(state_NLD), search.beams, state_NLD.device
+        stepper = self.stepper(state_NLD.repeat_interleave(beams, dim=0), mask_NL.repeat_interleave(beams, dim=0))
+        base_R1 = torch.arange(rows, device=device).unsqueeze(1) * beams
+
+        def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
+            if parent_RB is not None:
+                stepper.reorder((base_R1 + parent_RB).flatten())
+            return stepper.step(token_RB.flatten()).view(rows, beams, -1)
+
+        return beam_search(step, rows, self.sentencepiece, search, device)
+
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         for stack in (self.mt5.encoder, self.mt5.decoder):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -233,15 +233,13 @@ class Retriever(nn.Module):
             tried |= self._tune_synonyms(answerable)
             for share in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0):
                 self.lexical_weight = share * ratio
-                weights[self.lexical_weight] = float(np.mean(self._reciprocal_ranks(answerable, batch_questions)))
+                weights[self.lexical_weight] = self.mean_reciprocal_rank(answerable, batch_questions)
             self.lexical_weight = max(weights, key=lambda weight: weights[weight])
             tried |= {f"BM25 weight {weight:.4g}": found for weight, found in weights.items()}
         features, right = [], []
-        for start in range(0, len(examples), batch_questions):
-            batch = examples[start : start + batch_questions]
-            for example, hits in zip(batch, self.retrieve([example.question for example in batch], 10), strict=True):
-                features.append(self.features(example.question, hits))
-                right.append(bool(hits) and hits[0].passage.id in example.positives)
+        for example, hits in self._search(examples, batch_questions):
+            features.append(self.features(example.question, hits))
+            right.append(bool(hits) and hits[0].passage.id in example.positives)
         if examples:
             self.calibrator = confidence.fit(np.asarray(features), np.asarray(right))
         synonym_weight = self.lexical.synonym_weight if self.lexical else 0.0
@@ -274,13 +272,18 @@ class Retriever(nn.Module):
         lexical = [np.sort(self.lexical.scores(question))[-100:].std() for question in questions]
         return float(dense_BK.std(1).mean() / max(float(np.mean(lexical)), 1e-6))
 
-    def _reciprocal_ranks(self, examples: Sequence[Example], batch_questions: int) -> list[float]:
-        found = []
+    def mean_reciprocal_rank(self, examples: Sequence[Example], batch_questions: int) -> float:
+        """MRR@10 of the examples' positives; 0 without examples."""
+        ranks = [
+            metrics.reciprocal_rank([hit.passage.id for hit in hits], example.positives) for example, hits in self._search(examples, batch_questions)
+        ]
+        return float(np.mean(ranks)) if ranks else 0.0
+
+    def _search(self, examples: Sequence[Example], batch_questions: int) -> Iterator[tuple[Example, list[Hit]]]:
+        """Each example with its ten best hits."""
         for start in range(0, len(examples), batch_questions):
             batch = examples[start : start + batch_questions]
-            for example, hits in zip(batch, self.retrieve([example.question for example in batch], 10), strict=True):
-                found.append(metrics.reciprocal_rank([hit.passage.id for hit in hits], example.positives))
-        return found
+            yield from zip(batch, self.retrieve([example.question for example in batch], 10), strict=True)
 
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medrag import reader
-from medrag.generator import Generator, Search, beam_search
+from medrag.generator import Generator, Search
 from medrag.methods import Batch, Method, Parts
 from medrag.types import Answer, Example, Passage
 
@@ -63,18 +63,8 @@ class ClosedBook(Method):
             return []
         device = next(self.parameters()).device
         source_BL, mask_BL = (tensor.to(device) for tensor in self.generator.sentencepiece.batch(questions, self.config.source_tokens))
-        beams = self.config.search.beams
-        state = self.generator.encode(source_BL, mask_BL).repeat_interleave(beams, dim=0)
-        stepper = self.generator.stepper(state, mask_BL.repeat_interleave(beams, dim=0))
-        base_R1 = torch.arange(len(questions), device=device).unsqueeze(1) * beams
-
-        def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-            if parent_RB is not None:
-                stepper.reorder((base_R1 + parent_RB).flatten())
-            return stepper.step(token_RB.flatten()).view(len(questions), beams, -1)
-
         answers = []
-        for row in beam_search(step, len(questions), self.generator.sentencepiece, self.config.search, device):
+        for row in self.generator.search(self.generator.encode(source_BL, mask_BL), mask_BL, self.config.search):
             best = row[0]
             confidence = math.exp(best.logprob / (len(best.tokens) + best.finished))
             answers.append(Answer(self.generator.sentencepiece.decode(best.tokens), (), best.logprob, confidence))

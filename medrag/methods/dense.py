@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medrag import losses, metrics
+from medrag import losses
 from medrag import retriever as retrieval
 from medrag.methods import Batch, Method, Parts
 from medrag.retriever import Retriever
@@ -111,12 +111,7 @@ class Dense(Method):
         room = max(0, self.config.validation_pool_passages - len(wanted))
         pool = [self.library[name] for name in [*wanted, *(name for _, name in zip(range(room), others, strict=False))]]
         self.retriever.remember(pool, lexical=False)
-        total = 0.0
-        for start in range(0, len(asked), batch_examples):
-            batch = asked[start : start + batch_examples]
-            for example, hits in zip(batch, self.retriever.retrieve([example.question for example in batch], 10), strict=True):
-                total += metrics.reciprocal_rank([hit.passage.id for hit in hits], example.positives)
-        return total / max(len(asked), 1)
+        return self.retriever.mean_reciprocal_rank(asked, batch_examples)
 
     def _negative(self, example: Example) -> str:
         """A hard negative, or, for an example without any, a passage drawn from the library that does not answer it."""

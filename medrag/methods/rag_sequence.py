@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator, Hypothesis, beam_search
+from medrag.generator import Generator, Hypothesis
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
 from medrag.retriever import Retriever
@@ -64,7 +64,7 @@ class RagSequence(Method):
         if not questions:
             return []
         reading = reader.read(self.retriever, self.generator, questions, self.config)
-        beams_N = self._beams(reading)
+        beams_N = self.generator.search(reading.state_NLD, reading.mask_NL, self.config.search)
         answers = []
         for b, question in enumerate(questions):
             rows = slice(b * reading.passages, (b + 1) * reading.passages)
@@ -74,18 +74,6 @@ class RagSequence(Method):
             hits = reading.hits[b]
             answers.append(Answer(text, tuple(hits), logprob, self.retriever.confidence(question, hits)))
         return answers
-
-    def _beams(self, reading: Reading) -> list[list[Hypothesis]]:
-        rows, beams = len(reading.state_NLD), self.config.search.beams
-        stepper = self.generator.stepper(reading.state_NLD.repeat_interleave(beams, 0), reading.mask_NL.repeat_interleave(beams, 0))
-        base_N1 = torch.arange(rows, device=reading.state_NLD.device).unsqueeze(1) * beams
-
-        def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-            if parent_RB is not None:
-                stepper.reorder((base_N1 + parent_RB).flatten())
-            return stepper.step(token_RB.flatten()).view(rows, beams, -1)
-
-        return beam_search(step, rows, self.generator.sentencepiece, self.config.search, reading.state_NLD.device)
 
     def _thorough(self, reading: Reading, b: int, beams: Sequence[Sequence[Hypothesis]]) -> dict[tuple[int, ...], float]:
         """Log-marginal of every distinct hypothesis under all K passages of question ``b``."""

@@ -9,7 +9,7 @@ import torch
 from conftest import Tiny
 
 from medrag.generator import Hypothesis, Search, Step, beam_search
-from medrag.methods import Batch, closed_book
+from medrag.methods import Batch
 from medrag.methods.closed_book import ClosedBook, Config
 from medrag.types import Example
 from medrag.vocabulary import Sentencepiece
@@ -44,7 +44,7 @@ def test_the_logprob_of_an_answer_is_minus_its_loss(tiny: Tiny, beams: int, monk
         found.append(beam_search(step, rows, sentencepiece, search, device))
         return found[-1]
 
-    monkeypatch.setattr(closed_book, "beam_search", watching)
+    monkeypatch.setattr("medrag.generator.beam_search", watching)
     method = make(tiny, Search(beams=beams, answer_tokens=5))
     questions = tiny.questions[:10]
     answers = method.answer(questions)

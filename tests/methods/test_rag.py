@@ -15,6 +15,7 @@ from conftest import Tiny
 from torch import Tensor
 from transformers import RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
+from medrag import generator as writing
 from medrag import losses, reader
 from medrag.generator import Generator, Hypothesis, Search, Step, beam_search, untie
 from medrag.methods import Batch, Method, Parts, rag_sequence, rag_token
@@ -230,7 +231,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, module: Any, sums: list[Tensor], fo
     monkeypatch.setattr(module, "beam_search", watching)
 
 
-@pytest.mark.parametrize(("make", "module"), [(token, rag_token), (sequence, rag_sequence)])
+@pytest.mark.parametrize(("make", "module"), [(token, rag_token), (sequence, writing)])
 def test_the_next_tokens_distribution_sums_to_1(tiny: Tiny, make: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sums: list[Tensor] = []
     watched(monkeypatch, module, sums, [])
@@ -293,7 +294,7 @@ def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny)
     question = tiny.questions[0]
     with torch.no_grad():
         reading = reader.read(method.retriever, method.generator, tiny.questions[:2], method.config)
-        beams = method._beams(reading)
+        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.config.search)
         assert [len(row) for row in beams] == [40] * (2 * K)
         for b in range(2):
             rows = beams[b * K : (b + 1) * K]
@@ -336,7 +337,7 @@ def test_thorough_decoding_takes_the_best_of_all_beams(tiny: Tiny) -> None:
     answers = method.answer(questions)
     with torch.no_grad():
         reading = reader.read(method.retriever, method.generator, questions, method.config)
-        beams = method._beams(reading)
+        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.config.search)
     for b, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         scored = {}
         for hypothesis in itertools.chain(*beams[b * K : (b + 1) * K]):
