@@ -3,14 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=(store=store/demo model=tiny hardware=cpu)
-PATH="$PWD/.venv/bin:$PATH"
-
-say() {
-  printf '\n\033[1m$ medrag'
-  printf ' %q' "$@"
-  printf '\033[0m\n'
-  medrag "$@"
-}
+. deploy/say.sh
 
 started=$SECONDS
 say prepare corpora/consultation.jsonl corpora/maternal.jsonl corpora/questions.jsonl corpora/unanswerable.jsonl \

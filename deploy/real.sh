@@ -6,14 +6,7 @@ set -euo pipefail
 data=$(realpath "${1:?usage: deploy/real.sh DATA_FOLDER}")
 cd "$(dirname "$0")/.."
 here=(store=store/real model=small hardware=cpu "hardware.precision=${PRECISION:-bf16}")
-PATH="$PWD/.venv/bin:$PATH"
-
-say() {
-  printf '\n\033[1m$ medrag'
-  printf ' %q' "$@"
-  printf '\033[0m\n'
-  medrag "$@"
-}
+. deploy/say.sh
 
 say prepare "$data/toyhom/internal_medicine_sample.csv" "$data/toyhom/internal_medicine_pairs.txt" "$data/huatuo_llama/llama_data.json" \
   "$data/caregpt/test_datasets.jsonl" "$data/medicalgpt/medical_sft_1K_format.jsonl" corpora/unanswerable.jsonl \

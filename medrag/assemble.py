@@ -61,8 +61,7 @@ def fresh(run: Run, data: Corpus) -> Built:
         description["shared"] = run.model.encoder.shared
     if "index" in needs:
         index = files.current(Path(run.store), "index")
-        if index.manifest["parents"]["corpus"]["hash"] != data.artifact.hash:
-            raise ValueError(f"{index.path} is stale: it was built from another corpus than {data.artifact.path}; run `medrag index build`")
+        _check_corpus(index, data, "medrag index build")
         parents.append(index)
         parts["retriever"] = _fixed_retriever(index)
         description["encoder"] = parts["retriever"].question_encoder.describe()
@@ -195,8 +194,7 @@ def build_index(run: Run) -> Artifact:
     store = Path(run.store)
     data = corpus(run)
     dense = files.current(store, "dense")
-    if dense.manifest["parents"]["corpus"]["hash"] != data.artifact.hash:
-        raise ValueError(f"{dense.path} is stale: it was trained on another corpus than {data.artifact.path}; run `medrag train task=dense`")
+    _check_corpus(dense, data, "medrag train task=dense")
     name = files.fingerprint(["index", 3, data.artifact.hash, dense.hash, asdict(run.index), Synonyms(_path(run.index.synonyms)).groups])
     if found := files.find(store, "index", name):
         print(f"already built: {found.path}", file=sys.stderr)
@@ -243,8 +241,7 @@ def _new_generator(run: Run, data: Corpus, parents: list[Artifact]) -> Generator
     """The closed_book method's generator for a warm start, else a new one; what it came from joins ``parents``."""
     if run.task.warm_start and "index" in _needs(methods.load(run.task.method)):
         artifact = files.current(Path(run.store), "closed_book")
-        if artifact.manifest["parents"]["corpus"]["hash"] != data.artifact.hash:
-            raise ValueError(f"{artifact.path} was trained on another corpus; train closed_book again, or say task.warm_start=false")
+        _check_corpus(artifact, data, "medrag train task=closed_book", "or say task.warm_start=false")
         parents.append(artifact)
         warm = getattr(restore(artifact, None), "generator", None)
         assert isinstance(warm, Generator)
@@ -288,6 +285,12 @@ def _needs(module: ModuleType) -> frozenset[str]:
 
 def _path(name: str) -> Path | None:
     return Path(name) if name else None
+
+
+def _check_corpus(artifact: Artifact, data: Corpus, remedy: str, otherwise: str = "") -> None:
+    """Raise ValueError, naming the command that mends it, where an artifact was made from another corpus than the newest."""
+    if artifact.manifest["parents"]["corpus"]["hash"] != data.artifact.hash:
+        raise ValueError(f"{artifact.path} is stale: it was made from another corpus than {data.artifact.path}; run `{remedy}` {otherwise}".rstrip())
 
 
 def _device(run: Run) -> torch.device:
