@@ -13,7 +13,7 @@ from typing import Any
 
 USAGE = """medrag: Chinese medical question answering with retrieval
 
-  medrag prepare SOURCE...                   raw files -> passages and examples
+  medrag prepare SOURCE... [--report]        raw files -> passages and examples; a page that shows what became of them
   medrag train task=dense                    train a method (launches deepspeed where the hardware has several devices)
   medrag index build | verify                encode the passages; check the index
   medrag ask QUESTION...                     answer, evidence, confidence
@@ -63,16 +63,29 @@ def _nothing(positional: Sequence[str], verb: str) -> None:
 
 
 def _prepare(positional: list[str], overrides: list[str]) -> int:
-    from medrag import config, prepare, sources
+    from medrag import config, files, prepare, sources
+    from medrag.reports import corpus as page
 
+    wanted = [word for word in positional if word != "--report"]
+    if unknown := [word for word in wanted if word.startswith("--")]:
+        raise ValueError(f"medrag prepare {unknown[0]}: allowed: --report, sources, key=value")
     run = config.compose(overrides)
-    found = [sources.recognise(word) for word in positional]
-    artifact = prepare.prepare(found, run.prepare, Path(run.store))
+    found = [sources.recognise(word) for word in wanted]
     for source in found:
-        print(f"{source.path}: {source.kind}, {source.encoding.removesuffix('-sig')}")
+        print(f"{source.path}: {source.kind}" + (f", {source.encoding.removesuffix('-sig')}" if source.encoding else ""), flush=True)
+    artifact = prepare.prepare(found, run.prepare, Path(run.store), working=run.workers)
     statistics = json.loads((artifact.path / "statistics.json").read_text("utf-8"))
     print(f"{statistics['passages']} passages; examples: {statistics['splits']}; unanswerable among them: {statistics['unanswerable']}")
     print(f"dropped: {statistics['dropped'] or 'nothing'}; rejected rows: {statistics['rejected_rows']} ({artifact.path / 'rejects.jsonl'})")
+    print(f"personal data replaced: {statistics['privacy'] or 'none'}; leaks: none in {statistics['leaks']['pairs_checked']} pairs")
+    if "--report" in positional:
+        key = files.fingerprint(["corpus_report", page.VERSION, artifact.hash])
+        drawn = files.find(Path(run.store), "corpus_report", key)
+        if drawn is None:
+            with files.publish(Path(run.store), "corpus_report", key=key, parents=[artifact]) as folder:
+                page.write(statistics, folder / "report.html")
+            drawn = files.current(Path(run.store), "corpus_report")
+        print(f"report: {drawn.path / 'report.html'}")
     return _done(artifact.path)
 
 
@@ -157,7 +170,8 @@ def _infer(positional: list[str], overrides: list[str]) -> int:
 
 
 def _evaluate(positional: list[str], overrides: list[str]) -> int:
-    from medrag import assemble, config, evaluate, files, report
+    from medrag import assemble, config, evaluate, files
+    from medrag.reports import evaluation
     from medrag.text import Segmenter
 
     _nothing(positional, "evaluate")
@@ -174,7 +188,7 @@ def _evaluate(positional: list[str], overrides: list[str]) -> int:
         with files.publish(store, "report", key=key, parents=parents, config=vars(run.evaluate)) as folder:
             files.write_json(folder / "evaluation.json", result)
             files.write_text(folder / "table.txt", evaluate.table(result) + "\n")
-            report.write(result, folder / "report.html")
+            evaluation.write(result, folder / "report.html")
         found = files.current(store, "report")
     print((found.path / "table.txt").read_text("utf-8"))
     print(f"report: {found.path / 'report.html'}")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medrag import encoder, evaluate, generator, infer, methods, prepare, retriever
+from medrag import encoder, evaluate, generator, infer, methods, prepare, retriever, workers
 from medrag.hardware import Hardware
 from medrag.schedule import Task
 
@@ -44,6 +44,7 @@ class Run:
     hardware: Hardware = field(default_factory=Hardware)
     task: Task = field(default_factory=Task)
     prepare: prepare.Config = field(default_factory=prepare.Config)
+    workers: workers.Config = field(default_factory=workers.Config)
     index: retriever.Fusion = field(default_factory=retriever.Fusion)
     answer: infer.Config = field(default_factory=infer.Config)
     evaluate: evaluate.Config = field(default_factory=evaluate.Config)

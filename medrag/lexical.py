@@ -44,8 +44,10 @@ class Lexical:
 
     def scores(self, question: str) -> npt.NDArray[np.float32]:
         """The BM25 score of every row, zero where no word is shared; synonyms of the question's words count ``synonym_weight`` times."""
-        total = self._sum(self.tokens(question))
-        return total + self.synonym_weight * self._sum(self._extra(question)) if self.synonym_weight else total
+        tokens = self.tokens(question)
+        total = self._sum(tokens)
+        extra = self._extra(question, tokens) if self.synonym_weight and self.synonyms.groups else []
+        return total + self.synonym_weight * self._sum(extra) if extra else total
 
     def _sum(self, tokens: list[str]) -> npt.NDArray[np.float32]:
         ids = self.bm25.get_tokens_ids(tokens)
@@ -54,8 +56,8 @@ class Lexical:
         found: npt.NDArray[np.float32] = self.bm25.get_scores_from_ids(ids)[: self.count].astype(np.float32)
         return found
 
-    def _extra(self, question: str) -> list[str]:
-        own = set(self.tokens(question))
+    def _extra(self, question: str, tokens: list[str]) -> list[str]:
+        own = set(tokens)
         return list(dict.fromkeys(token for word in self.synonyms.of(question) for token in self.tokens(word) if token not in own))
 
     def ceiling(self, question: str) -> tuple[float, float]:

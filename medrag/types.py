@@ -13,6 +13,8 @@ class Passage:
     text: str
     source: str
     title: str = ""
+    group: str = ""
+    """what nearly equal passages share; empty where a passage has no near duplicate"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -15,7 +17,11 @@ from medrag import text
 from medrag.text import Segmenter, Synonyms
 
 CORPORA = Path(__file__).parents[1] / "corpora"
-ANY = st.text(st.one_of(st.characters(), st.characters(categories=["Cs", "Cc", "Cf"]), st.sampled_from("<>/&;#!-abp1 \n\t。？！孕高"))) | st.lists(
+ANY = st.text(
+    st.one_of(
+        st.characters(), st.characters(categories=["Cs", "Cc", "Cf"]), st.sampled_from("<>/&;#!-abp1 \n\t。？！孕高,.:()²½①⒈Ⅲ㎡°Cº．：～\u3000~…＜＞")
+    )
+) | st.lists(
     st.sampled_from(
         ["&amp;", "&lt;", "&gt;", "&#38;", "&#8203;", "amp;", "<p>", "<!--", "-->", "\x00", "e", "\u0301", "\u200b", "\ud800", "血", "\r", " "]
     )
@@ -57,20 +63,107 @@ def _solid(raw: str) -> str:
 @pytest.mark.parametrize(
     ("raw", "cleaned"),
     [
-        ("  孕期\u3000可以\t喝\n\n咖啡吗？ ", "孕期 可以 喝 咖啡吗？"),
-        ("<p>多喝水<br/>多休息</p>", "多喝水 多休息"),
+        ("<p>多喝水<br/>多休息</p>", "多喝水。多休息"),
         ("<!-- 广告 -->多喝水", "多喝水"),
+        ("<script>alert('头痛')</script><style>p{}</style>多喝水", "多喝水"),
+        ("<div class='a'>多<b>喝</b><span style=\"color:red\">水</span></div>", "多喝水"),
+        ("指导意见：<br>考虑为神经性耳鸣", "指导意见：考虑为神经性耳鸣"),
         ("血压&gt;140&nbsp;mmHg&amp;头痛", "血压>140 mmHg&头痛"),
         ("&amp;amp;amp;lt;b&amp;gt;x", "x"),
-        ("头\ud83d痛\x00怎\u200b么\ufeff办", "头痛怎么办"),
-        ("第一行\r第二行\r\n第三行", "第一行 第二行 第三行"),
+        ("有效率达96.8#xFF05;", "有效率达96.8%"),
+        ("翻来覆去&65533;脸通红", "翻来覆去脸通红"),
+        ('多喝水" target="_blank">多休息', "多喝水多休息"),
+        ("多喝水 style=\"color:red\" class='ask'>多休息", "多喝水多休息"),
         ("若ALT<AST且血压>140，体重<50kg", "若ALT<AST且血压>140，体重<50kg"),
-        ("“引号”，顿号、全角ＡＢＣ！", "“引号”，顿号、全角ＡＢＣ！"),
+        ("发烧<3天，a < b", "发烧<3天，a < b"),
+        ("10<sup>9</sup>/L，H<sub>2</sub>O", "10^9/L，H2O"),
+    ],
+)
+def test_html(raw: str, cleaned: str) -> None:
+    assert text.clean(raw) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("头\ud83d痛\x00怎\u200b么\ufeff办", "头痛怎么办"),
+        ("3\ue0015片，地尔硫\ue001、红霉素", "3 5片，地尔硫、红霉素"),
+        ("3\ufffd5片", "3 5片"),
+        ("HP\x0b阳性\u2028好", "HP。阳性。好"),
         ("", ""),
     ],
 )
-def test_clean(raw: str, cleaned: str) -> None:
+def test_controls(raw: str, cleaned: str) -> None:
     assert text.clean(raw) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("½片", "1/2片"),
+        ("1½片、⅓", "1又1/2片、1/3"),
+        ("¼2", "1/4 2"),
+        ("血小板10⁹/L，10⁻³", "血小板10^9/L，10^-3"),
+        ("１０⁹", "10^9"),
+        ("10⁹5，5⒈好", "10^9 5，5 1、好"),
+        ("10^9、10的9次方、10＾9", "10^9、10的9次方、10^9"),
+        ("②5mg", "（2）5mg"),
+        ("⒈5g，⑵3天，㈢孕，❶好", "1、5g，（2）3天，（三）孕，（1）好"),
+        ("Ⅲ度，ⅡⅢ导联，CINⅡ，Ⅱa期", "III度，II III导联，CIN II，IIa期"),
+        ("5㎎、2㎖、10㎍、㎏/㎡", "5mg、2ml、10μg、kg/m²"),
+        ("10µg，2mℓ", "10μg，2ml"),
+        ("38℃、38°C、38 º", "38℃、38℃、38 °"),
+        ("Ca²⁺，CO₂", "Ca²⁺，CO₂"),
+        ("37．5度，1～2片，＞５％，５ｍｇ", "37.5度，1~2片，>5%，5mg"),
+        ("−5～１０", "-5~10"),
+        ("ﬁ ｶﾞｰｾﾞ，⼼脏", "fi ガーゼ，心脏"),
+    ],
+)
+def test_no_number_changes_its_value(raw: str, cleaned: str) -> None:
+    assert text.clean(raw) == cleaned
+
+
+@given(st.lists(st.sampled_from(["1", "1⁹", "10⁻³", "½", "⅔", "①", "⑵", "⒈", "Ⅲ", "０", "．", "片", " ", "/", "，", ".", "㉑", "㊱"])).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_nothing_is_left_that_a_tokenizer_would_glue_to_a_number(raw: str) -> None:
+    cleaned = text.clean(raw)
+    assert re.findall("[0-9]+", unicodedata.normalize("NFKC", cleaned)) == re.findall("[0-9]+", cleaned)
+    assert not re.search("[½⅔①⑵⒈⁹Ⅲ０．㉑㊱]", cleaned)
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("  孕期\u3000可以\t喝\n\n咖啡吗？ ", "孕期可以喝。咖啡吗？"),
+        ("第一行\r第二行\r\n第三行。\n好", "第一行。第二行。第三行。好"),
+        ("查 CT 和 B 超 。 好", "查 CT 和 B 超。好"),
+        ("“引号”，顿号、全角ＡＢＣ！「好」", "“引号”，顿号、全角ＡＢＣ！「好」".replace("ＡＢＣ", "ABC")),
+        ("头痛,发烧;怎么办?好!", "头痛，发烧；怎么办？好！"),
+        ("时间:12:30,比例3:1,共1,000毫升", "时间：12:30，比例3:1，共1,000毫升"),
+        ("高锰酸钾１：５０００", "高锰酸钾1:5000"),
+        ("约.5克,维生素C,B12", "约.5克，维生素C,B12"),
+        ("去医院.祝好.", "去医院。祝好。"),
+        ("无效．可以", "无效。可以"),
+        ("血糖(mmol/L)，(1)饭后，IgG(H+L)，CT(增强)", "血糖（mmol/L），（1）饭后，IgG(H+L)，CT（增强）"),
+        ("3)药物，(好", "3）药物，（好"),
+        ("饭后（2h)，IgG(H+L）", "饭后（2h），IgG（H+L）"),
+        ("见https://a.cn/b?c=1,2;d:3 好", "见https://a.cn/b?c=1,2;d:3 好"),
+        ("好！！！！啊。。。谢谢~~~", "好！啊。谢谢~"),
+        ("唉…………尿蛋白+++，HBV--", "唉……尿蛋白+++，HBV--"),
+        ("if (a[1] != b) {\n  return x ? 1 : 2; }", "if (a[1] != b) { return x ? 1 : 2; }"),
+    ],
+)
+def test_widths(raw: str, cleaned: str) -> None:
+    assert text.clean(raw) == cleaned
+
+
+@pytest.mark.parametrize(
+    "raw", ["(" * 100_000 + "中" + ")" * 100_000, "<b" * 20_000 + ">" * 20_000, "½" * 100_000, "<script>" * 2_000, " \n" * 50_000 + "中"]
+)
+def test_hostile_texts_are_cleaned_in_time(raw: str) -> None:
+    start = time.perf_counter()
+    text.clean(raw)
+    assert time.perf_counter() - start < 5
 
 
 def test_escapes_many_times_over_are_cleaned_in_time() -> None:

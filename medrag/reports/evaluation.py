@@ -1,31 +1,19 @@
-"""The evaluation as one HTML file: no network, no script, light and dark, and byte for byte the same for the same figures.
-
-Plots are SVG inside the page. matplotlib lays them out with the font it brings along, and the browser draws their Chinese text with
-its own: so text stays text, nothing depends on the fonts of this machine, and keys (whose width would) are HTML. Colours are
-placeholders that become CSS variables, since only the browser knows whether the page is dark.
-"""
+"""The evaluation as a page: what ``evaluate.evaluate`` returned, and nothing else."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from medrag import files
 from medrag.infer import LABEL
+from medrag.reports import FIRST, INK, SECOND, SERIES, THIRD, drawing, figure, render, svg
 
 NAMES = {
     "BM25, words": "BM25（词 words）",
@@ -41,34 +29,7 @@ NAMES = {
 }
 METHODS = {"dense": "最佳段落 dense", "closed_book": "闭卷生成 closed_book"}
 """Chinese beside English; a name that is in neither stands as it is"""
-INK, GRID, FIRST, SECOND, THIRD, FOURTH = COLOURS = ("#0a0b0c", "#1a1b1c", "#2a2b2c", "#3a3b3c", "#4a4b4c", "#5a5b5c")
-VARIABLES = ("--ink", "--grid", "--first", "--second", "--third", "--fourth")
-SERIES = (FIRST, SECOND, THIRD, FOURTH)
 POOL_COLOURS = {"closed": FIRST, "open": SECOND, "none": THIRD}
-WIDTH_INCHES = 4.7
-"""near the width of a phone, so that type there is shown at its own size"""
-_STYLE: dict[str, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": GRID,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "medrag",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": GRID,
-    "xtick.labelcolor": INK,
-    "ytick.color": GRID,
-    "ytick.labelcolor": INK,
-}
 
 
 def write(result: dict[str, Any], path: Path) -> None:
@@ -76,9 +37,7 @@ def write(result: dict[str, Any], path: Path) -> None:
     texts = _with_pools(result["texts"])
     pools = {(row["method"], "closed"): row["pool"] for row in texts if row["pool"] == "none"}
     refusal = result["refusal"]
-    with style.context(["default", _STYLE]), warnings.catch_warnings():
-        # the browser draws the text, so that matplotlib's own font lacks Chinese does not matter
-        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
+    with drawing():
         plots = {
             "retrieval": _retrieval(result["retrieval"]),
             "texts": _texts(texts),
@@ -86,22 +45,18 @@ def write(result: dict[str, Any], path: Path) -> None:
             "histogram": _histogram(refusal),
             "curve": _curve(refusal),
         }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(name=_name, method=_method, percent=_percent, number=_number, colour=_variable)
-    page = environment.get_template("report.html").render(
-        result=result,
-        texts=texts,
-        samples=[
+    values = {
+        "result": result,
+        "texts": texts,
+        "samples": [
             {**sample, "answers": [(*_method_and_pool(key, pools), said) for key, said in sample["answers"].items()]} for sample in result["samples"]
         ],
-        plots=plots,
-        series=SERIES,
-        pool_colours={pool: colour for pool, colour in POOL_COLOURS.items() if any(row["pool"] == pool for row in texts)},
-        label=LABEL,
-    )
-    files.write_text(path, page)
+        "plots": plots,
+        "series": SERIES,
+        "pool_colours": {pool: colour for pool, colour in POOL_COLOURS.items() if any(row["pool"] == pool for row in texts)},
+        "label": LABEL,
+    }
+    render(path, "evaluation.html", {"name": _name, "method": _method, "percent": _percent, "number": _number}, values)
 
 
 def _with_pools(texts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -135,28 +90,6 @@ def _percent(value: float | None, sign: str = "%") -> str:
     return "—" if value is None or math.isnan(value) else f"{100 * value:.1f}{sign}"
 
 
-def _variable(colour: str) -> str:
-    return f"var({VARIABLES[COLOURS.index(colour)]})"
-
-
-def _figure(height_inches: float) -> Figure:
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches))
-    figure.subplots_adjust(left=0.155, right=0.97, bottom=0.46 / height_inches, top=1 - 0.22 / height_inches)
-    return figure
-
-
-def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as an element: ids made unique with ``name``, colours from the page."""
-    stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # type: ignore[no-untyped-call]
-    drawn = stream.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawn)
-    for colour in COLOURS:
-        drawn = drawn.replace(colour, _variable(colour))
-    return Markup(drawn.replace("<svg", f'<svg role="img" aria-label="{description}"', 1))
-
-
 def _shares(axes: Axes, x: str = "", y: str = "") -> None:
     """Both axes from 0 to 1, as per cent below."""
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x, ylabel=y)
@@ -172,9 +105,9 @@ def _threshold(axes: Axes, threshold: float) -> None:
 def _retrieval(rows: dict[str, dict[str, Any]]) -> Markup | None:
     if not rows:
         return None
-    figure = _figure(3)
-    figure.subplots_adjust(bottom=0.1)
-    axes = figure.add_subplot()
+    plot = figure(3)
+    plot.subplots_adjust(bottom=0.1)
+    axes = plot.add_subplot()
     depths, width = (1, 10, 100), 0.8 / len(rows)
     for place, row in enumerate(rows.values()):
         for group, depth in enumerate(depths):
@@ -187,7 +120,7 @@ def _retrieval(rows: dict[str, dict[str, Any]]) -> Markup | None:
     axes.set(ylim=(0, 1.02), ylabel="召回率 recall", xticks=range(3), xticklabels=[f"recall@{depth}" for depth in depths])
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     axes.grid(visible=False, axis="x")
-    return _svg(figure, "retrieval", "各检索器的召回率与 95% 区间")
+    return svg(plot, "retrieval", "各检索器的召回率与 95% 区间")
 
 
 def _error(middle: float, low: float, high: float) -> list[list[float]]:
@@ -199,9 +132,9 @@ def _texts(rows: list[dict[str, Any]]) -> Markup | None:
     if not rows:
         return None
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = _figure(0.95 + 0.42 * len(methods))
-    figure.subplots_adjust(left=0.27, wspace=0.16)
-    panels = figure.subplots(1, 3, sharey=True)
+    plot = figure(0.95 + 0.42 * len(methods))
+    plot.subplots_adjust(left=0.27, wspace=0.16)
+    panels = plot.subplots(1, 3, sharey=True)
     for axes, measure, title in zip(panels, ("character_f1", "bleu", "rouge_l"), ("字 F1 (%)", "BLEU", "ROUGE-L (%)"), strict=True):
         for row in rows:
             if measure == "bleu":
@@ -216,15 +149,15 @@ def _texts(rows: list[dict[str, Any]]) -> Markup | None:
         axes.set(xlabel=title, yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.tick_params(axis="y", length=0)
-    return _svg(figure, "texts", "各方法文本得分与 95% 区间")
+    return svg(plot, "texts", "各方法文本得分与 95% 区间")
 
 
 def _reliability(rows: Sequence[Sequence[float]]) -> Markup | None:
     """Accuracy against mean confidence of every bin, over how many questions are in it."""
     if not rows:
         return None
-    figure = _figure(3.9)
-    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    plot = figure(3.9)
+    axes, counts = plot.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot((0, 1), (0, 1), "--", color=INK, linewidth=1)
     axes.plot([row[2] for row in rows], [row[3] for row in rows], "o-", color=FIRST, clip_on=False)
     _shares(axes, y="正确率 accuracy")
@@ -234,8 +167,8 @@ def _reliability(rows: Sequence[Sequence[float]]) -> Markup | None:
         counts.annotate(str(row[0]), (centre, row[0]), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     counts.set(ylim=(0, 1.3 * max(row[0] for row in rows)), xlabel="置信度 confidence", ylabel="题数 count")
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    figure.align_ylabels((axes, counts))
-    return _svg(figure, "reliability", "置信度与正确率，及各区间题数")
+    plot.align_ylabels((axes, counts))
+    return svg(plot, "reliability", "置信度与正确率，及各区间题数")
 
 
 def _histogram(refusal: dict[str, Any]) -> Markup | None:
@@ -243,8 +176,8 @@ def _histogram(refusal: dict[str, Any]) -> Markup | None:
     groups = [(refusal["confidence_answerable"], FIRST), (refusal["confidence_unanswerable"], SECOND)]
     if not any(values for values, _ in groups):
         return None
-    figure = _figure(3)
-    axes = figure.add_subplot()
+    plot = figure(3)
+    axes = plot.add_subplot()
     for values, colour in groups:
         if values:
             counts, edges = np.histogram(np.clip(values, 0, 1), 20, (0, 1))
@@ -253,18 +186,18 @@ def _histogram(refusal: dict[str, Any]) -> Markup | None:
     axes.set(xlim=(0, 1), xlabel="置信度 confidence", ylabel="占同类题比例 share")
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     _threshold(axes, refusal["threshold"])
-    return _svg(figure, "histogram", "可答题与不可答题的置信度分布")
+    return svg(plot, "histogram", "可答题与不可答题的置信度分布")
 
 
 def _curve(refusal: dict[str, Any]) -> Markup | None:
     rows = refusal["curve"]
     if not rows:
         return None
-    figure = _figure(3)
-    axes = figure.add_subplot()
+    plot = figure(3)
+    axes = plot.add_subplot()
     thresholds = [row["threshold"] for row in rows]
     for key, colour, mark in (("answered", FIRST, "o-"), ("right", SECOND, "s-")):
         axes.plot(thresholds, [math.nan if row[key] is None else row[key] for row in rows], mark, color=colour, markersize=3.5)
     _shares(axes, x="拒答阈值 threshold", y="比例 share")
     _threshold(axes, refusal["threshold"])
-    return _svg(figure, "curve", "不同阈值下的作答比例与作答正确率")
+    return svg(plot, "curve", "不同阈值下的作答比例与作答正确率")

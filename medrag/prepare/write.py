@@ -1,0 +1,229 @@
+"""Shards of rows and the plan for them -> passages and examples of the splits, with BM25 hard negatives.
+
+A shard writes the passages and examples that its rows name; what other rows add to them is read where it stands. So parts joined in the order
+of the shards are in the order of the rows, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medrag import files, text
+from medrag.lexical import Lexical
+from medrag.prepare.groups import Plan, Table
+from medrag.prepare.shards import Shards, Work, example_of, load_arrays, read_rows, save_arrays, write_rows
+from medrag.prepare.stages import SPLIT_CODES
+from medrag.sources import SPLITS
+from medrag.text import Segmenter
+from medrag.types import Example, Passage
+
+TERM_ROWS = 10_000
+"""rows, chosen by hash, in which medical terms are counted"""
+_PLAN = ("passage", "example", "split", "group", "same_id", "named")
+
+
+def save_plan(work: Work, table: Table, plan: Plan, near_answer: npt.NDArray[np.int64]) -> None:
+    """Put down what every shard needs, so that any process can read its part."""
+    folder = work.folder / "plan"
+    folder.mkdir(exist_ok=True)
+    members = np.argsort(plan.example, kind="stable")
+    named_order = np.argsort(table.named_by, kind="stable")
+    arrays = {
+        **{name: getattr(plan, name) for name in _PLAN},
+        "named": plan.named[named_order],
+        "named_by": table.named_by[named_order],
+        "named_negative": table.named_negative[named_order],
+        "members": members,
+        "example_of_member": plan.example[members],
+        "near_answer": near_answer,
+        "crowd": np.bincount(near_answer[plan.passage == np.arange(table.count)], minlength=table.count),
+        "question": table.question,
+        "answer": table.answer,
+    }
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+
+
+class _Planned(Shards):
+    """Any row by its number, and what the plan says of it."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self.plan: dict[str, npt.NDArray[Any]] = {path.stem: np.load(path, mmap_mode="r") for path in (work.folder / "plan").iterdir()}
+
+    def members(self, example: int) -> list[int]:
+        where = self.plan["example_of_member"]
+        low, high = np.searchsorted(where, example), np.searchsorted(where, example, "right")
+        return [int(row) for row in np.sort(self.plan["members"][low:high])]
+
+    def passage(self, number: int) -> int:
+        return int(self.plan["passage"][number])
+
+    def named(self, query: int, negative: bool) -> list[int]:
+        where = self.plan["named_by"]
+        some = slice(np.searchsorted(where, query), np.searchsorted(where, query, "right"))
+        return [int(row) for row in self.plan["named"][some][self.plan["named_negative"][some] == negative]]
+
+    def name(self, number: int, row: dict[str, Any], letter: str) -> str:
+        """The id of the passage (letter p) or example (e) that a row names: its own where it has one, else by the hash of its text."""
+        if row["id"]:
+            return f"{row['source']}:{row['id']}" if self.plan["same_id"][number] else str(row["id"])
+        return f"{letter}{int(self.plan['answer' if letter == 'p' else 'question'][number]):016x}"
+
+
+def write(work: Work, name: str) -> None:
+    """The passages, examples and late rejects of one shard."""
+    rows = _Planned(work)
+    plan = rows.plan
+    first = int(rows.base[rows.names.index(name)])
+    counts: dict[str, Counter[str]] = {part: Counter() for part in ("splits", "unanswerable", "terms", *SPLITS)}
+    lengths: Counter[int] = Counter()
+    segmenter = _segmenter(work.config.dictionary)
+    entries = frozenset(segmenter.entries)
+    every = max(1, len(plan["passage"]) // TERM_ROWS)
+    passages: list[dict[str, Any]] = []
+    groups: list[int] = []
+    examples: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    rejects: list[dict[str, Any]] = []
+    sampled = 0
+    for number, row in enumerate(read_rows(work.path("sign", f"{name}.jsonl")), first):
+        if plan["passage"][number] == number:
+            passage = _passage(rows, number, row)
+            passages.append(asdict(passage))
+            groups.append(int(plan["group"][number]))
+            lengths[len(passage.text)] += 1
+            if plan["answer"][number] % every == 0:
+                sampled += 1
+                said = segmenter.words(f"{row.get('question', '')} {passage.text}")
+                counts["terms"].update({word for word in said if len(word) > 1} & entries)
+        if row["kind"] == "query" and -1 in rows.named(number, False):
+            missing = [wanted for wanted, found in zip(row["answer_ids"], rows.named(number, False), strict=True) if found < 0]
+            rejects.append(
+                {"file": row["file"], "line": row["line"], "byte": row["byte"], "reason": f"answer_ids that no row of the sources has: {missing[:5]}"}
+            )
+        elif plan["example"][number] == number:
+            example, exclude = _example(rows, number)
+            split = SPLIT_CODES[plan["split"][number]]
+            examples[split].append({"example": asdict(example), "exclude": exclude})
+            counts["splits"][split] += 1
+            counts["unanswerable"][split] += not example.positives
+            counts[split][example.label] += 1
+    write_rows(work.path("write", f"{name}.passages.jsonl"), passages)
+    for split in SPLITS:
+        write_rows(work.path("write", f"{name}.{split}.jsonl"), examples[split])
+    files.write_jsonl(work.path("write", f"{name}.rejects.jsonl"), rejects)
+    save_arrays(work.path("write", f"{name}.npz"), {"group": np.array(groups, np.int64)})
+    work.finish("write", name, {**counts, "passages": len(passages), "lengths": lengths, "sampled": sampled, "rejects": len(rejects)})
+
+
+@lru_cache(1)
+def _segmenter(dictionary: str) -> Segmenter:
+    """One for each process: it takes a second to make."""
+    return Segmenter(Path(dictionary) if dictionary else None)
+
+
+def _passage(rows: _Planned, number: int, row: dict[str, Any]) -> Passage:
+    near = int(rows.plan["near_answer"][number])
+    group = f"g{int(rows.plan['answer'][near]):016x}" if rows.plan["crowd"][near] > 1 else ""
+    title = row["title"] if row["kind"] == "document" else row["question"] if rows.work.config.titles else ""
+    return Passage(rows.name(number, row, "p"), _said(row), row["source"], title, group)
+
+
+def _example(rows: _Planned, number: int) -> tuple[Example, list[int]]:
+    """The example that row ``number`` names, of all rows that ask the same, and the groups whose passages are no negatives for it."""
+    first = rows[number]
+    answers: list[str] = []
+    passages: dict[int, dict[str, Any]] = {}
+    negatives: dict[int, dict[str, Any]] = {}
+    exclude: set[int] = set()
+    for member in rows.members(number):
+        row = first if member == number else rows[member]
+        exclude.add(int(rows.plan["group"][member]))
+        found = {where: rows[where] for where in ([rows.passage(member)] if row["kind"] == "record" else rows.named(member, False))}
+        answers += [row["answer"]] if row["kind"] == "record" else row["answers"] or [_said(passage) for passage in found.values()]
+        passages |= found
+        negatives |= {where: rows[where] for where in rows.named(member, True) if where >= 0}
+    exclude |= {int(rows.plan["group"][where]) for where in passages}
+    source, asked = first["source"], first["question"]
+    if first["kind"] == "record":
+        asked += first["answer"]
+    else:
+        source = next(iter(passages.values()))["source"] if passages else "unanswerable"
+    example = Example(
+        rows.name(number, first, "e"),
+        first["question"],
+        text.unique(answers),
+        text.unique(rows.name(where, passage, "p") for where, passage in passages.items()),
+        text.unique(rows.name(where, passage, "p") for where, passage in negatives.items() if where not in passages),
+        "maternal" if text.is_maternal(asked) or "maternal" in source else "consultation",
+        source,
+    )
+    return example, sorted(exclude)
+
+
+def _said(row: dict[str, Any]) -> str:
+    said: str = row["text"] if row["kind"] == "document" else row["answer"]
+    return said
+
+
+def blocks(work: Work) -> dict[str, list[str]]:
+    """Runs of shards of about ``negatives_pool`` passages each, whose questions look for hard negatives among their own passages."""
+    sizes = {name: work.counts("write", name)["passages"] for name in work.names()}
+    total = sum(sizes.values())
+    count = max(1, round(total / work.config.negatives_pool))
+    found: list[list[str]] = [[] for _ in range(count)]
+    before = 0
+    for name, size in sizes.items():
+        found[min(count - 1, before * count // max(total, 1))].append(name)
+        before += size
+    return {f"{number:05d}": names for number, names in enumerate(found) if names}
+
+
+def index(work: Work, name: str) -> None:
+    """The BM25 index of one block's passages, beside their ids and groups."""
+    names = blocks(work)[name]
+    passages = [row for part in names for row in read_rows(work.path("write", f"{part}.passages.jsonl"))]
+    lexical = Lexical(_segmenter(work.config.dictionary))
+    lexical.build(passage["text"] for passage in passages)
+    lexical.save(work.path("index", name))
+    groups = np.concatenate([load_arrays(work.path("write", f"{part}.npz"))["group"] for part in names])
+    save_arrays(work.path("index", f"{name}.npz"), {"group": groups, "id": np.array([passage["id"] for passage in passages])})
+    work.finish("index", name, {"passages": len(passages)})
+
+
+def mine(work: Work, name: str) -> None:
+    """The training examples of one shard with the best BM25 passages that do not answer them (Karpukhin et al. 2020, section 3.2).
+
+    A source's own negatives come first. Passages of the example's group are left out: equal and nearly equal answers, and answers to
+    nearly equal questions. An example keeps fewer where fewer are found.
+    """
+    config = work.config
+    counts: Counter[str] = Counter()
+    if config.negatives:
+        block = next(block for block, names in blocks(work).items() if name in names)
+        arrays = load_arrays(work.path("index", f"{block}.npz"))
+        lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words", len(arrays["id"]))
+
+    def mined() -> Iterator[dict[str, Any]]:
+        for row in read_rows(work.path("write", f"{name}.train.jsonl")):
+            example = example_of(row["example"])
+            wrong = list(example.negatives[: config.negatives])
+            given = len(wrong)
+            if example.positives and given < config.negatives:
+                for place in lexical.search(example.question, config.negatives_depth):
+                    if arrays["group"][place] not in row["exclude"] and arrays["id"][place] not in example.positives:
+                        wrong.append(str(arrays["id"][place]))
+            chosen = text.unique(wrong)[: config.negatives]
+            counts.update(questions=1, negatives=len(chosen), without=not chosen, from_source=given)
+            yield asdict(replace(example, negatives=chosen))
+
+    write_rows(work.path("mine", f"{name}.jsonl"), mined())
+    work.finish("mine", name, counts)
