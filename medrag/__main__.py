@@ -79,7 +79,7 @@ def _prepare(positional: list[str], overrides: list[str]) -> int:
     print(f"dropped: {statistics['dropped'] or 'nothing'}; rejected rows: {statistics['rejected_rows']} ({artifact.path / 'rejects.jsonl'})")
     print(f"personal data replaced: {statistics['privacy'] or 'none'}; leaks: none in {statistics['leaks']['pairs_checked']} pairs")
     if "--report" in positional:
-        key = files.fingerprint(["corpus_report", page.VERSION, artifact.hash])
+        key = files.fingerprint(["corpus_report", artifact.hash])
         drawn = files.find(Path(run.store), "corpus_report", key)
         if drawn is None:
             with files.publish(Path(run.store), "corpus_report", key=key, parents=[artifact]) as folder:

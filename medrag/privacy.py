@@ -73,7 +73,7 @@ _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000:
 _PLACEHOLDER = re.compile("|".join(map(re.escape, KINDS.values())))
 
 # One of these must be in a text before anything but names is looked for.
-_DIGITS = re.compile("[0-9０-９](?:[号组栋幢弄座#]|(?:[ .()（）·－_-]{0,2}[0-9０-９]){3})")
+_DIGITS = re.compile("[0-9０-９](?:[号组栋幢弄座#]|(?:[ .()（）·－—–_-]{0,2}[0-9０-９]){3})")
 _LATIN = re.compile("[@＠A-Za-zＡ-Ｚａ-ｚ0-9０-９._－．＿-]{5}")
 _HAN_DIGITS = re.compile("[一二三四五六七八九十百零〇○幺两壹贰叁肆伍陆柒捌玖](?:[号栋幢弄单组]|[一二三四五六七八九零〇○幺两壹贰叁肆伍陆柒捌玖]{9})")
 
@@ -134,20 +134,20 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
 _MOBILE = r"1[3-9]\d(?P<gap>[ ._·-]?)\d{4}(?:(?P=gap)|[ -]?)\d{4}"
 _AREA = r"(?:010|02[0-57-9]|0[3-9]\d{2})"
 _PHONE = re.compile(
-    rf"(?<![A-Za-z0-9.])(?<!\d-)(?<!\^)(?P<value>(?:\+?(?:00)?86[ -]?)?{_MOBILE}"
-    rf"|(?:\({_AREA}\)[ -]?|{_AREA}[ -])[2-8]\d{{2,3}}[ -]?\d{{4}}(?:(?:-|转)\d{{1,6}})?"
+    rf"(?<![A-Za-z0-9.])(?<!\d-)(?<!\^)(?P<value>(?:\(?\+?(?:00)?86\)?[ -]?)?{_MOBILE}"
+    rf"|(?:\({_AREA}\)[ -]?|{_AREA}[ —–-])[2-8]\d{{2,3}}[ -]?\d{{4}}(?:(?:-|转)\d{{1,6}})?"
     r"|[48]00-\d{3,4}-\d{3,4}|[48]00 \d{3} \d{4}|[48]00\d-\d{3}-\d{3}|[48]00-?\d{7})"
     r"(?!\d|\.\d|\s?(?:/\s?[A-Za-zμ]|×|\*|mg|ml|IU|U/|u/|cop|ng|pg|kg|元|个|万|岁))"
 )
 _PHONE_AFTER_CUE = re.compile(
     rf"(?:电话|座机|固话|手机|拨打|传真|(?i:tel|phone|mob)\.?|(?P<chat>[VvWw][Xx]|[Qq][Qq]))(?:号码?)?[:\s是为]*"
-    rf"(?P<value>{_MOBILE}|(?(chat)(?!)|(?:{_AREA})?[2-8]\d{{6,7}}))(?!\d|\.\d|-\d)"
+    rf"(?P<value>{_MOBILE}|1[ —-]?[3-9](?:[ —-]?\d){{9}}|(?(chat)(?!)|(?:{_AREA})?[2-8]\d{{6,7}}))(?!\d|\.\d|-\d)"
 )
 _HAN_PHONE = re.compile(
     "(?<![一二三四五六七八九零〇○幺两十百千万壹贰叁肆伍陆柒捌玖])(?P<value>[一幺壹][三四五六七八九叁肆伍陆柒捌玖]"
     "[一二三四五六七八九零〇○幺两壹贰叁肆伍陆柒捌玖]{9})(?![一二三四五六七八九零〇○幺两十百千万壹贰叁肆伍陆柒捌玖])"
 )
-_LONG = re.compile(r"\d(?:[ .()·_-]{0,2}\d){6}")
+_LONG = re.compile(r"\d(?:[ .()·_—–-]{0,2}\d){6}")
 _NO_PHONE = re.compile(r"(?:批号|单号|编号|条码|条形码|ISBN|DOI|doi|PMID|国药准字|注册号|标准|援助|危机|干预|计数)[^,。;]{0,8}$")
 
 
@@ -161,9 +161,9 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
 
 # --- numbers after a cue ---
 
-_IS = r"[:\s是为=]{0,4}"
+_IS = r"(?:就是|[:\s是为=]){0,4}"
 _WECHAT = re.compile(
-    r"(?:微信|威信|薇信|微心|徽信|[Vv]信|(?i:wechat|weixin)|(?<![A-Za-z])[VvWw][Xx]|(?P<weak>加我|加[Vv薇微]|➕[Vv]|我[Vv]))"
+    r"(?:[微薇威徽维][信芯心]搜?|[Vv]信|(?i:wechat|weixin)|(?<![A-Za-z])[VvWw][Xx]|(?P<weak>加我|加[Vv薇微]|[➕+] ?[Vv]|我[Vv])|(?<![A-Za-z])[Vv](?= ?:))"
     rf"(?P<sure>号码?|[Ii][Dd])?(?P<sep>{_IS})(?P<value>[A-Za-z][A-Za-z0-9_-]{{5,19}}|[1-9]\d{{4,10}})(?![A-Za-z0-9_@.-])"
 )
 
@@ -176,12 +176,12 @@ def _wechats(text: str) -> Iterator[tuple[int, int]]:
 
 
 _QQ = re.compile(
-    r"(?:(?<![A-Za-z])(?:[Qq]{2}|[Qq](?=\s*[:群]))|扣扣|企鹅|加我?扣)[一-龥]{0,2}?群?(?:号码?)?"
+    r"(?:(?<![A-Za-z])(?:[Qq]{2}|[Qq](?=\s*[:群号]))|扣扣|企鹅|加我?扣)(?:[一-龥]{0,3}?群)?(?:号码?)?"
     rf"{_IS}(?P<value>[1-9]\d{{4,10}}|[1-9]\d{{2,3}}(?: \d{{3,4}}){{1,2}})(?![A-Za-z0-9.@]|[次元个块])"
 )
 _RECORD = re.compile(
     r"(?:病[历案理]|住院|门诊|医保|社保|社会保障|就诊|诊疗|就医|医疗|登记|检查|检验|体检|影像|放射|标本|条码|挂号|(?<![A-Za-z])ID)"
-    rf"(?:病历|保险)?[卡证单]?(?:号码?|编号|ID号?){_IS}(?!NCT|CTR|ChiCTR)(?P<value>[A-Za-z]{{0,4}}-?\d[\dA-Za-z-]{{3,19}})(?![\dA-Za-z]|\.\d|年)"
+    rf"(?:病历|保险)?[卡证单]?(?:号码?|编号|ID号?|(?<=卡)(?=:?\s?[A-Za-z]{{0,2}}\d{{6}}(?!\d*[元块万]))){_IS}(?!NCT|CTR|ChiCTR)(?P<value>[A-Za-z]{{0,4}}-?\d[\dA-Za-z-]{{3,19}})(?![\dA-Za-z]|\.\d|年)"
 )
 _PASSPORT = re.compile(
     r"(?:护照|(?i:passport)|通行证|回乡证|台胞证)(?:证件)?(?:号码?|编号)?\s*(?i:no\.?)?"
@@ -208,8 +208,8 @@ _HOME = "小区|花园|家园|公寓|新村|社区|大厦|广场|宿舍|苑|园|
 _TAIL = rf"(?:[ ,]?(?:附|院|宿舍楼?|[一-龥]{{2,6}}?(?:{_HOME}))?(?:{_N}|[A-Z])(?:号楼|号院|号|栋|幢|座|单元|室|楼|层|户|房))"
 _ROOM = rf"{_TAIL}*(?:[ -]?\d{{3,4}}(?:室|房)?(?!\d))?"
 _DOOR = re.compile(
-    rf"(?P<way>路|街|大道|道|巷|弄|胡同|街道)(?:[东南西北中]?[一二三四五六七八九十]?段)? ?{_N}(?:-\d{{1,4}})?(?:号|弄){_ROOM}"
-    rf"|(?P<home>{_HOME})(?:[A-Za-z东南西北]区|[一二三四五六七八九十]期)? ?(?:{_N}|[A-Z])(?:号楼|栋|幢|座|#){_ROOM}"
+    rf"(?P<way>路|街|大道|道|巷|弄|胡同|街道)(?:[东南西北中]?[一二三四五六七八九十]?段)? ?{_N}(?:-\d{{1,4}})?(?:号(?:之{_N})?|弄){_ROOM}"
+    rf"|(?P<home>{_HOME})(?:[A-Za-z东南西北]区|[一二三四五六七八九十]期)? ?(?:(?:{_N}|[A-Z])(?:号楼|栋|幢|座|#){_ROOM}|\d{{1,3}}-\d{{1,2}}-\d{{3,4}}(?!\d))"
     rf"|(?P<village>村|屯|庄|寨)(?:{_N}(?:组|社|队)(?:{_N}号)?|{_N}号)"
 )
 _RUN = re.compile("[一-龥A-Za-z0-9]*$")
@@ -234,7 +234,7 @@ def _addresses(text: str) -> Iterator[tuple[int, int]]:
         told = led is not None or bool(_LIVES.search(text, max(0, match.start() - 14), match.start()))
         if not told and not _REGION.search(name):
             name = name[-4:]
-        rooms = bool(re.search("栋|幢|单元|室", match[0]))
+        rooms = bool(re.search("栋|幢|单元|室|-", match[0]))
         plain = match["way"] not in (None, "道")
         if (
             not name
@@ -259,7 +259,7 @@ _SURNAMES = (
 """in order of how many bear them, as far as that matters: the first 140 are common"""
 _COMPOUND = "欧阳|司马|上官|诸葛|司徒|东方|夏侯|皇甫|尉迟|公孙|慕容|令狐|宇文|长孙|轩辕|端木|独孤|南宫|西门|呼延|闻人|申屠"
 _GIVEN = (
-    "天地伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀兰霞平刚桂英华玉梅红建国志文海晓小春燕琴云龙飞鹏辉斌波宇浩凯鑫健俊帆帅旭宁欣雨佳雪婷慧颖莉丹倩琳"
+    "天地曼伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀兰霞平刚桂英华玉梅红建国志文海晓小春燕琴云龙飞鹏辉斌波宇浩凯鑫健俊帆帅旭宁欣雨佳雪婷慧颖莉丹倩琳"
     "璐瑶媛莹蕾薇萍芬芝香月珍珠凤荣花莲翠菊素贞惠淑爱巧美彩兴庆祥福贵德义仁信忠良才发财富旺生林森东南北方新民家永长胜利栋梁柱石山川江河清"
     "泉金银铁铜宝光亮星辰阳乾坤震雷风虎豹鹤鸣翔凌霄宏大达远广厚学智博彦哲思恩泽涵轩梓子一诺依然若紫嘉怡悦可馨雅诗琪语晨曦昊奕睿煜铭皓瑞祺"
     "霖泓润沐桐柏松柳枫榕芸芹芙蓉茜菲萱蓓苗苏荷萌莎瑾瑜璇琦琼珊玲珑碧玥娇媚娥姗妍妮婉娴婧嫣娅姣姝立业成功伦正启昌盛顺安康和谐善培峰岭岩岗"
@@ -269,7 +269,7 @@ _GIVEN = (
     "嬿妙权钧锋锐钊铮锦钰铃镇锡铎均奎堂城基增相经棠耕耘存孟季仲叔伯根深淦沛滔源溪浦济滢岐屹崑昆仑峥嵘召昭晗暄延廷弘彰徽忱悟慈憬懿茗菁菡葳"
     "蒙薪迅迎遂邦郁钢韬韵颂颐颜飒飘麟麒麦黎默"
 )
-_PARTICLES = "的了吗呢吧是不有我你您他她它们这那什么也都就还很在要会能说先生女士某无详请应需该被将到从谢医"
+_PARTICLES = "的了吗呢吧是不有我你您他她它们这那什么也都就还很在要会能说某无详请应需该被将到从谢医"
 _ILLS = "血痛热烧病症咳压脂糖癌炎肿瘤胀疼痒晕胸腹腰腿肾肺胃肝肠带斑龄"
 _WORDS = (
     "高明 高兴 高大 高达 高中 安静 安康 安全 安心 安慰 安宁 周一 周三 周四 周五 周六 华佗 康泰 江南 江东 江北 海南 云南 石家庄 平安"
@@ -277,15 +277,15 @@ _WORDS = (
     " 成人 成年 成形 方可 万一 万达 何时 古方 石英 石膏 温和 温泉 舒心 金银 金银花 金花 单一 单元 单侧 尚可 简单 常规 常见 路上 包皮"
     " 马上 许多 祝健康 祝安康 祝康"
 )
-_GIVEN_WORDS = "发 先生 发生 健康 家庭 一生 明天 家人 家长 生长 生化 中心 先天"
+_GIVEN_WORDS = "发 女士 小姐 太太 同学 先生 发生 健康 家庭 一生 明天 家人 家长 生长 生化 中心 先天"
 _NOT_NAMES, _NOT_GIVEN = frozenset(_WORDS.split()), frozenset(_GIVEN_WORDS.split())
 _COMPOUNDS, _GIVENS, _ILL = frozenset(_COMPOUND.split("|")), frozenset(_GIVEN), frozenset(_ILLS)
 _S = f"(?:{_COMPOUND}|[{_SURNAMES}])"
 _OTHER = f"(?:(?![{_PARTICLES}])[一-龥])"
 _NAME = f"{_S}{_OTHER}{{1,2}}"
-_AFTER = "(?![一-龥])|(?=的|男|女|性别|年龄|今年|因|住院|说|表示|认为|建议|让|告诉|给我)"
+_AFTER = "(?![一-龥])|(?=的|男|女|性别|年龄|今年|因|入院|就诊|说|表示|认为|建议|让|告诉|给我|今[天日]|明天|昨天|周|坐诊|出诊|停诊|查房|专家|门诊|电话|身份证|姓名|住址|住院)"
 _CUED = re.compile(
-    f"[者人患儿妇属长名字签主叫是我爸妈爷奶他她夫公婆妻亲子女孩生师士刀治](?=(?P<sep>[:：叫是为\\s】\\]]{{0,4}})(?P<value>{_NAME})(?:{_AFTER}))"
+    f"[者人患儿妇属长名字签主叫是我爸妈爷奶他她夫公婆妻亲子女孩生师士刀治家](?=(?P<sep>[:：叫是为\\s】\\]]{{0,4}})(?P<value>{_NAME})(?:{_AFTER}))"
 )
 """the last character of a cue, then what may stand between, then what may be a name"""
 _STAFF = "医生|医师|大夫|护士"
@@ -293,14 +293,16 @@ _DOCTOR_CUE = re.compile(
     f"(?:(?:主治|主管|经治|管床|接诊|责任|住院|主任|报告|审核|麻醉|诊断|检查|值班|手术|首诊|门诊|坐诊|签名|审签)(?:{_STAFF})|主刀|术者|主治"
     f"|(?:{_STAFF}|主任|专家)(?:姓名|名字|签名|签字))(?:姓名|签名|签字)?$"
 )
+_TREATS_CUE = re.compile(f"(?:{_STAFF}|专家)$")
 _ROLE = "患者|病人|病患|患儿|产妇|孕妇|受检者|就诊[人者]|家属|家长|联系人|监护人|陪护人|申请人|被保险人|投保人"
-_FORM_CUE = re.compile("(?:(?<!药品)(?<!通用)(?:姓名|签名|签字)|联系人|收[件货]人|户主)$")
+_FORM_CUE = re.compile("(?:(?<!药品)(?<!通用)(?:姓 ?名|签名|签字)|联系人|收[件货]人|户主|开户人|持卡人)$")
 _PATIENT_CUE = re.compile(f"(?:{_ROLE}|本人|(?:{_ROLE})(?:姓名|名字|签名|签字)|爸|妈|父亲|母亲|丈夫|老公|老婆|妻子|儿子|女儿|[爷奶]|外[公婆])$")
 _CALLED_CUE = re.compile("(?:我|名字?|[爸妈爹娘父母儿女子公婆弟妹哥姐爷奶夫妻孩他她人者])$")
 _BEING_CUE = re.compile("(?:我|名字?)$")
-_TITLES = ("主任", "医生", "医师", "大夫", "教授", "院长", "护士")
+_TITLES = ("主任", "主治医", "医生", "医师", "大夫", "教授", "院长", "护士", "专家")
+_APART = frozenset(" \u3000（(，,")
 _TITLED = re.compile(
-    "(?:(?<![一-龥])|(?<=[找请是由看的挂谢问给让叫跟与对科院到了为经及室组部见在从去位名托感师任]))"
+    "(?:(?<![一-龥])|(?<=[找请是由看的挂谢问给让叫跟与对科院到了为经及室组部见在从去位名托感师任好]))"
     f"(?!(?<=谢)谢{_S})(?P<value>{_S}[{_GIVEN}]{{1,2}}|[{_SURNAMES[:140]}](?:[{_GIVEN}]{_OTHER}|{_OTHER}[{_GIVEN}]))$"
 )
 _SEX_OR_AGE = re.compile(r"\s*[，,（(;；]?\s*(?:男|女|性别|年龄|今年|\d{1,3}岁)")
@@ -317,22 +319,24 @@ def _is_listed(name: str) -> bool:
 
 
 def _cued(text: str) -> Iterator[tuple[tuple[int, int], bool]]:
-    """Names after a cue, and whether it is a doctor's."""
+    """Names after a cue, and whether it is a doctor's. The weaker the cue, the more must speak for a name."""
     for match in _CUED.finditer(text):
-        begin, end, sep, name = max(0, match.start() - 8), match.end(), match["sep"], match["value"]
-        filled, doctor = any(mark in ":：】]" for mark in sep), _DOCTOR_CUE.search(text, begin, end)
-        listed = _is_listed(name) or _SEX_OR_AGE.match(text, match.end("value")) is not None
-        if not (listed or filled) or not _may_be_name(name):
+        sep, name = match["sep"], match["value"]
+        if not _may_be_name(name):
             continue
-        if doctor or (filled and _FORM_CUE.search(text, begin, end)):
-            yield match.span("value"), doctor is not None
-        elif listed and (
-            _FORM_CUE.search(text, begin, end)
-            or ("是" not in sep and _PATIENT_CUE.search(text, begin, end))
-            or ("叫" in sep and _CALLED_CUE.search(text, begin, end))
-            or ("是" in sep and len(name) > 2 and _BEING_CUE.search(text, begin, end))
+        usual, filled = _is_listed(name), any(mark in ":：】]" for mark in sep)
+        told = usual or _SEX_OR_AGE.match(text, match.end("value")) is not None
+        for cue, enough, is_doctor in (
+            (_DOCTOR_CUE, usual or filled, True),
+            (_FORM_CUE, usual or filled or len(name) > 2, False),
+            (_TREATS_CUE, usual, True),
+            (_PATIENT_CUE, told and "是" not in sep, False),
+            (_CALLED_CUE, told and "叫" in sep, False),
+            (_BEING_CUE, told and "是" in sep and len(name) > 2, False),
         ):
-            yield match.span("value"), False
+            if enough and cue.search(text, max(0, match.start() - 8), match.end()):
+                yield match.span("value"), is_doctor
+                break
 
 
 def _doctors(text: str) -> Iterator[tuple[int, int]]:
@@ -342,8 +346,14 @@ def _doctors(text: str) -> Iterator[tuple[int, int]]:
         place = text.find(title)
         while place >= 0:
             end = place - text.startswith("副", max(0, place - 1))
+            apart = text[end - 1 : end] in _APART and len(text) > 1
+            end -= apart
             match = _TITLED.search(text, max(0, end - 4), end)
-            if match and _may_be_name(match["value"]):
+            if (
+                match
+                and _may_be_name(match["value"])
+                and (not apart or (_is_listed(match["value"]) and not text[match.start() - 1 : match.start()].isalpha()))
+            ):
                 yield match.span("value")
             place = text.find(title, place + 1)
 

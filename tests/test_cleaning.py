@@ -139,6 +139,7 @@ QT间期延长，
 用电热毯要小心，
 家属应多与患者沟通交流，
 多和孩子在线下交流，
+想咨询我这是肠胃炎吗？
 """.strip().splitlines()
 
 
@@ -230,7 +231,7 @@ def test_advertisements_are_told_from_what_looks_like_them() -> None:
     precision = (len(ADVERTISEMENTS) - len(missed)) / (len(ADVERTISEMENTS) - len(missed) + len(wrong))
     recall = 1 - len(missed) / len(ADVERTISEMENTS)
     assert precision == 1.0, wrong
-    assert recall >= 0.95, missed
+    assert recall == 1.0, missed
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ class Table:
     answer: U64
     id: U64
     own_id: U64
+    tie: U64
+    """of the records that their source puts in one group"""
     named_by: Rows
     """(R,) the row of the mapped question"""
     named_id: U64
@@ -247,8 +249,9 @@ def _groups(table: Table, questions: Near, answers: Near, alive: Bools, drawn: B
     told = np.flatnonzero(alive & (table.kind != QUERY))
     asking = np.flatnonzero(drawn)
     links = np.flatnonzero((named >= 0) & ~table.named_negative & drawn[table.named_by])
-    first = np.concatenate([asking, told, table.named_by[links]])
-    second = np.concatenate([questions.near[asking], answers.near[told], named[links]])
+    tied = same(np.where(drawn, table.tie, 0))
+    first = np.concatenate([asking, told, table.named_by[links], asking])
+    second = np.concatenate([questions.near[asking], answers.near[told], named[links], tied[asking]])
     return duplicates.components(table.count, first, second)
 
 
@@ -273,27 +276,26 @@ def _draw(table: Table, group: Rows, drawn: Bools, config: Config) -> tuple[npt.
 def check_leaks(table: Table, questions: Near, answers: Near, example: Rows, split: npt.NDArray[np.int8]) -> int:
     """How many pairs were looked at. Raises ValueError where two of a pair stand in different splits: nothing made from them could be trusted.
 
-    Looked at are all equal and all nearly equal questions, and the answers of all records; not the answers of mapped questions, whose
-    source means them to be found in a collection that training knows.
+    Looked at are all equal and all nearly equal questions, the answers of all records, and what a source puts in one group; not the answers
+    of mapped questions, whose source means them to be found in a collection that training knows.
     """
     checked = 0
     stands = np.where(example >= 0, split, 0)
-    for side, near, among in (("question", questions, np.ones(table.count, bool)), ("answer", answers, table.kind == RECORD)):
-        rows = np.arange(table.count)
-        for first, second in ((rows, near.same), (near.first_E, near.second_E)):
-            # A pair of texts stands for all rows that have them: compare the range of splits of one text with that of the other.
-            low, high = np.full(table.count, 127, np.int8), np.zeros(table.count, np.int8)
-            used = np.flatnonzero((stands > 0) & among)
-            np.minimum.at(low, near.same[used], stands[used])
-            np.maximum.at(high, near.same[used], stands[used])
+    record = table.kind == RECORD
+    none = np.zeros(0, np.int64)
+    tied = Near(same(table.tie), same(table.tie), none, none)
+    for what, near, among in (("questions", questions, ~np.zeros_like(record)), ("answers", answers, record), ("parts of one group", tied, record)):
+        # A pair of texts stands for all rows that have them: the lowest and the highest split of one are compared with those of the other.
+        low, high = np.full(table.count, 127, np.int8), np.zeros(table.count, np.int8)
+        used = np.flatnonzero((stands > 0) & among)
+        np.minimum.at(low, near.same[used], stands[used])
+        np.maximum.at(high, near.same[used], stands[used])
+        for first, second in ((np.arange(table.count), near.same), (near.first_E, near.second_E)):
             one, other = near.same[first], near.same[second]
-            filled = (high[one] > 0) & (high[other] > 0)
-            leak = filled & (np.maximum(high[one], high[other]) != np.minimum(low[one], low[other]))
-            checked += int(filled.sum())
-            if leak.any():
-                at = int(np.flatnonzero(leak)[0])
-                raise ValueError(
-                    f"leak: {int(leak.sum())} pairs of equal or nearly equal {side}s stand in two splits, the first of them in rows"
-                    f" {int(first[at])} and {int(second[at])}"
-                )
+            both = (high[one] > 0) & (high[other] > 0)
+            leak = np.flatnonzero(both & (np.maximum(high[one], high[other]) != np.minimum(low[one], low[other])))
+            checked += int(both.sum())
+            if len(leak):
+                rows = f"{int(first[leak[0]])} and {int(second[leak[0]])}"
+                raise ValueError(f"leak: {len(leak)} pairs of equal or nearly equal {what} stand in two splits, the first of them in rows {rows}")
     return checked

@@ -214,6 +214,7 @@ def _arrays(rows: list[dict[str, Any]], keys: list[tuple[str, str]], config: Con
         "split": np.array([SPLIT_CODES.index(row.get("split", "")) for row in rows], np.uint8),
         "id": duplicates.hashes([row["id"] for row in rows]),
         "own_id": duplicates.hashes([_own(row, row["id"]) for row in rows]),
+        "tie": duplicates.hashes([_own(row, row.get("group", "")) for row in rows]),
     }
     for side, texts in (("question", [key[0] for key in keys]), ("answer", [key[1] for key in keys])):
         found[side] = duplicates.hashes(texts)

@@ -71,6 +71,8 @@ NAMES = {
     "answer repeats the question": "回答重复问题 answer repeats the question",
     "id of another record": "编号与别的问答相同 id of another record",
     "equal pair": "问答完全重复 equal pair",
+    "declared for another split": "声明属于另一划分 declared for another split",
+    "question of a held-out split": "与留出题重复 question of a held-out split",
     "nearly equal pair": "问答近似重复 nearly equal pair",
     "html": "HTML 标签与实体 html",
     "controls": "控制与不可见字符 controls",

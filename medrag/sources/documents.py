@@ -192,7 +192,8 @@ def _read_page(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def _pages(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and lines.suffix(path) in (".md", ".txt"))
+    found = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in found if path.is_file() and lines.suffix(path) in (".md", ".txt"))
 
 
 def _is_page(path: Path, head: str) -> bool:

@@ -70,6 +70,8 @@ def lines(path: Path, encoding: str, errors: str = "strict") -> Iterator[tuple[i
 
 def parse(text: str) -> Any:
     """One JSON value. Raises ValueError where it is none, has NaN or Infinity, a key twice, a huge number, or is nested too deeply."""
+    if text.startswith("\ufeff"):
+        raise ValueError("a byte-order mark (BOM) stands before the JSON value")
     try:
         return _DECODER.decode(text)
     except RecursionError as error:

@@ -231,4 +231,4 @@ def _is_json(path: Path, head: str) -> bool:
 KINDS = {
     name: Kind(partial(read, name=name), partial(_sees, name), layout="{" + ", ".join(f'"{key}"' for key in form.keys) + "}")
     for name, form in FORMS.items()
-} | {"jsonl": Kind(read, _is_json, layout="JSON lines or an array of objects")}
+} | {"jsonl": Kind(read, _is_json, columns=True, layout="JSON lines or an array of objects")}

@@ -19,6 +19,8 @@ class Record:
     source: str = ""
     split: str = ""
     """the split that the source declares; empty: drawn by ``prepare``"""
+    group: str = ""
+    """records of one source with the same group (the turns of a dialogue) stand in one split"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,8 @@ def _read_csv(source: Source) -> Iterator[Row]:
     """
     csv.field_size_limit(max(lines.LINE_LIMIT_BYTES, QUOTED_CHARACTERS))
     drawn = _Lines(source)
-    reader = csv.reader(drawn, delimiter=_delimiter(source))
+    delimiter = _delimiter(source)
+    reader = csv.reader(drawn, delimiter=delimiter)
     header: list[str] = []
     columns: tuple[tuple[str, str], ...] = ()
     while True:
@@ -128,6 +129,8 @@ def _read_csv(source: Source) -> Iterator[Row]:
         cells: list[str] | None = []
         try:
             cells = next(reader, None)
+            if not drawn.cut and len(drawn.taken) > 1:
+                drawn.cut = _unmatched([text for _, _, text in drawn.taken], delimiter)
             problem = drawn.cut
         except csv.Error as error:
             problem = str(error)
@@ -154,6 +157,15 @@ def _read_csv(source: Source) -> Iterator[Row]:
         drawn.broken.clear()
         if cells is None:
             return
+
+
+def _unmatched(row: list[str], delimiter: str) -> str:
+    """What is wrong with the quotes of a row of several lines: where one was not closed, another row's opening quote ends it in a cell."""
+    try:
+        list(csv.reader(row, delimiter=delimiter, strict=True))
+    except csv.Error:
+        return "a quote that is not closed before the next one opens"
+    return ""
 
 
 def _delimiter(source: Source) -> str:

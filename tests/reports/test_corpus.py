@@ -264,7 +264,7 @@ def test_characters_that_a_page_cannot_hold(tmp_path: Path) -> None:
 def test_what_was_edited_is_marked(tmp_path: Path, before: str, after: str, shown: tuple[str, str]) -> None:
     statistics = {"edited_samples": {"nfkc": [{"before": before, "after": after}]}}
     page, _ = _written(statistics, tmp_path)
-    assert re.findall(r"</h4><p>(.*?)</p>", page) == list(shown)
+    assert re.findall(r"</h4><p>(.*?)</p>", page, re.DOTALL) == list(shown)
 
 
 def test_many_lines_of_boilerplate_fold(tmp_path: Path) -> None:

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from medrag.sources import dialogues, lines, objects
+from medrag import sources
+from medrag.sources import dialogues
 from medrag.sources.rows import Record, Reject, Row, Source
-
-KINDS = dialogues.KINDS | objects.KINDS
 
 
 def _rows(path: Path, kind: str) -> list[Row]:
-    encoding = lines.encoding(path)
-    head = lines.head(path).decode(encoding, "replace").lstrip()
-    assert next(name for name, each in KINDS.items() if each.sees(path, head)) == kind
-    return list(KINDS[kind].read(Source(path, kind, encoding, lines.stem(path))))
+    """What the reader gives, once the path is recognised as that kind among all."""
+    source = sources.recognise(str(path))
+    assert source.kind == kind
+    return list(sources.KINDS[kind].read(source))
 
 
 def _json(path: Path, value: object, **more: int) -> Path:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medrag.sources import documents, lines, objects
+from medrag import sources
+from medrag.sources import documents
 from medrag.sources.rows import Document, Reject, Row, Source
 
 REAL = Path(__file__).parents[3] / "shared/data"
@@ -18,11 +19,10 @@ SENTENCE = "孕期要按时产检，每次都要量血压、查尿，有头晕�
 
 
 def _rows(path: Path, kind: str) -> list[Row]:
-    encoding = "" if path.is_dir() else lines.encoding(path)
-    head = "" if path.is_dir() else lines.head(path).decode(encoding).lstrip()
-    kinds = documents.KINDS | objects.KINDS
-    assert next(name for name, each in kinds.items() if each.folder == path.is_dir() and each.sees(path, head)) == kind
-    return list(kinds[kind].read(Source(path, kind, encoding, path.stem)))
+    """What the reader gives, once the path is recognised as that kind among all."""
+    source = sources.recognise(str(path))
+    assert source.kind == kind
+    return list(sources.KINDS[kind].read(source))
 
 
 def _bare(text: str) -> str:
@@ -158,6 +158,7 @@ def test_a_folder_of_pages(tmp_path: Path) -> None:
     (tmp_path / "b/b.txt").write_text(f"{SENTENCE}\n", encoding="gb18030")
     (tmp_path / "c.md").write_text("\n\n", encoding="utf-8")
     (tmp_path / "d.md").write_bytes(b"\x00\x01\x02\x03" * 20)
+    (tmp_path / ".hidden.md").write_text(SENTENCE, encoding="utf-8")
     (tmp_path / "e.png").write_bytes(b"\x89PNG")
     (tmp_path / "f.md").write_bytes(SENTENCE.encode() + b"\n\xff\xfe\n" + SENTENCE.encode())
     found = _rows(tmp_path, "pages")

@@ -7,11 +7,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from medrag.sources import dialogues, documents, lines, objects, passages
+from medrag import sources
+from medrag.sources import objects
 from medrag.sources.rows import Document, Query, Record, Reject, Row, Source
 
 REAL = Path(__file__).parents[3] / "shared/data"
+INNER_KEYS = ["from", "value", "title", "text", "paragraphs", "is_selected", "passage_id", "paragraph_id", "paragraph_text", "answers", "query_text"]
 GOOD = [Record("头痛怎么办？", "多休息，加重就去医院。"), Record("发烧怎么办？", "先物理降温。")]
 LINES = [
     '{"question": "头痛怎么办？", "answer": "多休息，加重就去医院。"}\n'.encode(),
@@ -25,10 +29,8 @@ def _write(path: Path, *rows: object) -> Path:
 
 
 def _seen(path: Path) -> str:
-    """The kind that a file is recognised as, among those of JSON."""
-    head = lines.head(path).decode("utf-8", "replace").lstrip()
-    kinds = passages.KINDS | dialogues.KINDS | documents.KINDS | objects.KINDS
-    return next(name for name, kind in kinds.items() if not kind.folder and kind.sees(path, head))
+    """The kind that a file is recognised as, among all."""
+    return sources.recognise(str(path)).kind
 
 
 def _rows(path: Path, kind: str = "", columns: tuple[tuple[str, str], ...] = ()) -> list[Row]:
@@ -206,6 +208,29 @@ def test_a_reason_never_repeats_a_value(tmp_path: Path) -> None:
     assert len(rows) == len(bad)
     for row in rows:
         assert isinstance(row, Reject) and secret not in row.reason
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-1, 1) | st.sampled_from(["", "病人：头痛", "医生：休息", "human", "gpt", "dev", "1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(INNER_KEYS), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("name", objects.FORMS)
+def test_any_value_under_any_key_is_rows_or_a_reason(name: str, data: st.DataObject) -> None:
+    """A converter that raised anything else than ValueError would stop the run."""
+    row = data.draw(st.fixed_dictionaries(dict.fromkeys(objects.FORMS[name].keys, JSON)))
+    try:
+        made = list(objects.FORMS[name].convert(row))
+    except ValueError as error:
+        assert str(error)
+    else:
+        for each in made:
+            assert isinstance(each, Record | Document | Query)
+            assert all(isinstance(text, str) for text in (each.id, each.source))
 
 
 @pytest.mark.parametrize(

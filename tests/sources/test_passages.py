@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from medrag.sources import documents, lines, objects, passages
+from medrag import sources
+from medrag.sources import documents, passages
 from medrag.sources.rows import Document, Query, Reject, Row, Source
 
 REAL = Path(__file__).parents[3] / "shared/data"
-KINDS = passages.KINDS | objects.KINDS
 
 
 def _rows(path: Path, kind: str) -> list[Row]:
-    head = lines.head(path).decode("utf-8", "replace").lstrip()
-    assert next(name for name, each in KINDS.items() if each.sees(path, head)) == kind
-    return list(KINDS[kind].read(Source(path, kind, "utf-8-sig", "name")))
+    """What the reader gives, once the path is recognised as that kind among all."""
+    source = sources.recognise(str(path))
+    assert source.kind == kind
+    return list(sources.KINDS[kind].read(source))
 
 
 def _write(path: Path, value: object) -> Path:

@@ -228,6 +228,16 @@ def test_an_open_quote_at_the_end(tmp_path: Path, last: str) -> None:
     assert found[2:] == ([Record("c", "d")] if "c" in last else [])
 
 
+@pytest.mark.parametrize("later", ['问,"引号"', '"引号",答', '"a,b","c"', '"a ""b""",c', '""，x,"y"'])
+def test_an_open_quote_does_not_end_at_the_next_one(tmp_path: Path, later: str) -> None:
+    """What stands between them would be lost in one cell."""
+    content = f'question,answer\n"开,b\n问一,答一\n问二,答二\n{later}\n问三,答三\n'
+    found = rows(put(tmp_path / "a.csv", content))
+    asked = [row.question for row in found if isinstance(row, Record)]
+    assert asked[:2] == ["问一", "问二"] and asked[-1] == "问三" and len(asked) == 4
+    assert rejects(found) == [(2, 16, "a quote that is not closed before the next one opens")]
+
+
 # -- Toyhom's text
 
 
