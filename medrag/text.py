@@ -16,6 +16,7 @@ HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
 """Chinese characters, as the inside of a regular expression's set"""
 _SENTENCE = re.compile(r"[^。！？；!?;\n]*[。！？；!?;\n]+[”’」』）)]*|[^。！？；!?;\n]+")
 _NOT_WORD = re.compile(r"[\W_]+")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[\W_]+(?=\d)")
 _UNIT = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 _PASSES_MAX = 50
 
@@ -206,8 +207,11 @@ def _brackets(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """What two texts share when they differ only in width, case, white space or punctuation (NFKC, letters and digits only)."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).lower()))
+    """What two texts share when they differ only in width, case, white space or punctuation (NFKC, letters and digits only).
+
+    Between digits a sign stays as 点, whatever it is: 1.5 is not 15, nor 1-2 周 12 周.
+    """
+    return "".join(filter(str.isalnum, _BETWEEN_DIGITS.sub("点", unicodedata.normalize("NFKC", text).lower())))
 
 
 def sentences(text: str) -> list[str]:

@@ -41,15 +41,14 @@ def test_there_is_an_example_of_each() -> None:
     assert [METHOD, PRESET, READER, CARD] == [
         "medrag/methods/first_sentence.py",
         "configs/task/first_sentence.yaml",
-        "medrag/sources.py",
+        "medrag/sources/pairs.py",
         "configs/hardware/t4.yaml",
     ]
 
 
 @pytest.mark.parametrize("path", [METHOD, READER])
 def test_the_examples_are_formatted(path: str) -> None:
-    checks = [["format", "--check"]] + [["check"]] * (path == METHOD)
-    for check in checks:
+    for check in (["format", "--check"], ["check"]):
         command = [sys.executable, "-m", "ruff", *check, "--no-cache", "--stdin-filename", path, "-"]
         done = subprocess.run(command, cwd=ROOT, input=BLOCKS[path], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -164,26 +163,32 @@ def test_the_method_answers_with_the_first_sentence(module: ModuleType, tiny: Ti
 
 
 def test_the_source_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Good rows, bad rows with their places, and the whole way into a corpus."""
-    entry = re.search(r'in `KINDS` with `"(\w+)": (\w+)`', PAGE)
-    assert entry is not None
-    kind, name = entry.groups()
-    assert kind not in sources.KINDS
-    namespace = dict(vars(sources))
-    exec(compile(BLOCKS[READER], str(ROOT / "CONTRIBUTING.md"), "exec"), namespace)
-    monkeypatch.setitem(sources.KINDS, kind, namespace[name])
+    """Good rows, bad rows with their places, and the whole way into a corpus; the module stands in a folder beside the house's own."""
+    kind = Path(READER).stem
+    assert f"Put `{kind}.KINDS` into the `KINDS`" in PAGE and kind not in sources.KINDS
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / Path(READER).name).write_text(BLOCKS[READER], encoding="utf-8")
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(folder)])
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(f"{sources.__name__}.{kind}")
+    finally:
+        sys.modules.pop(f"{sources.__name__}.{kind}", None)
+        vars(sources).pop(kind, None)
+    monkeypatch.setattr(sources, "KINDS", module.KINDS | sources.KINDS)
     good = ["孕期可以喝咖啡吗？\t可以少喝，每天不超过一小杯。\n", "宝宝发烧怎么办？\t多喝水，超过三十八度五吃退烧药。\t儿科\r\n"]
     lines = [line.encode() for line in [good[0], "\n", "没有答案的一行\n", good[1]]] + ["坏".encode()[:2] + b"\tx\n", b"a\tb\tc\td"]
-    path = tmp_path / "pairs.tsv"
+    path = tmp_path / "ward.pairs"
     path.write_bytes(b"".join(lines))
     starts = [sum(map(len, lines[:number])) for number in range(len(lines))]
 
-    source = sources.recognise(f"{kind}:{path}")
-    assert (source.kind, source.encoding) == (kind, "utf-8-sig")
-    rows = list(source.rows())
+    source = sources.recognise(str(path))
+    assert (source.kind, source.encoding) == (kind, "utf-8-sig") and source == sources.recognise(f"{kind}:{path}")
+    rows = list(sources.read(source))
     assert [row for row in rows if isinstance(row, Record)] == [
-        Record("孕期可以喝咖啡吗？", "可以少喝，每天不超过一小杯。"),
-        Record("宝宝发烧怎么办？", "多喝水，超过三十八度五吃退烧药。", "儿科"),
+        Record("孕期可以喝咖啡吗？", "可以少喝，每天不超过一小杯。", source="ward.pairs"),
+        Record("宝宝发烧怎么办？", "多喝水，超过三十八度五吃退烧药。", "儿科", source="ward.pairs"),
     ]
     rejects = [row for row in rows if isinstance(row, Reject)]
     assert [(row.file, row.line, row.byte) for row in rejects] == [(str(path), line, starts[line - 1]) for line in (3, 5, 6)]
@@ -259,7 +264,8 @@ def _table(head: str) -> list[list[str]]:
 
 def test_the_map_names_every_module() -> None:
     named = {name.strip("/") for row in _table("| module | what it does |\n") for name in re.findall(r"`([\w/]+)`", row[0])}
-    present = {path.stem for path in (ROOT / "medrag").glob("*.py")} - {"__init__"} | {"methods"}
+    home = ROOT / "medrag"
+    present = {path.stem for path in home.glob("*.py")} - {"__init__"} | {path.parent.name for path in home.glob("*/__init__.py")}
     assert named == present
 
 
@@ -279,5 +285,5 @@ def test_each_heavy_library_has_the_doors_named() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 if name.split(".")[0] in found:
-                    found[name.split(".")[0]].add(path.stem)
+                    found[name.split(".")[0]].add(path.relative_to(ROOT / "medrag").parts[0].removesuffix(".py"))
     assert found == named

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from medrag import privacy
 from medrag.privacy import KINDS, Span, find, redact
 
-FLOOR_PRECISION, FLOOR_RECALL = 0.97, 0.95
+FLOORS = {"dev": (0.97, 0.95, 0.95), "held_out": (0.97, 0.95, 0.8)}
+"""precision and recall of all kinds together, and of every single kind: where a kind has eight labels, one miss is an eighth"""
 ADDRESS_SLACK_CHARACTERS = 4
 """an address may be cut a few characters wider than its label: where it begins is a matter of opinion"""
 
@@ -85,9 +86,9 @@ def _score(probes: list[Probe]) -> dict[str, tuple[int, int, int]]:
     return {kind: (right[kind], found[kind], labelled[kind]) for kind in KINDS}
 
 
-# The floors of single kinds are lower: with eight labels of a kind one miss is an eighth.
-@pytest.mark.parametrize(("half", "floor_of_a_kind"), [("dev", FLOOR_RECALL), ("held_out", 0.8)])
-def test_precision_and_recall(half: str, floor_of_a_kind: float) -> None:
+@pytest.mark.parametrize("half", ["dev", "held_out"])
+def test_precision_and_recall(half: str) -> None:
+    floor_precision, floor_recall, floor_of_a_kind = FLOORS[half]
     scores = _score([probe for probe in PROBES if probe.set == half])
     for kind, (right, found, labelled) in scores.items():
         print(f"{half:9}{kind:15}labelled {labelled:3}  precision {right / found:.3f}  recall {right / labelled:.3f}")
@@ -95,7 +96,7 @@ def test_precision_and_recall(half: str, floor_of_a_kind: float) -> None:
         assert right / labelled >= floor_of_a_kind, f"recall of {kind}"
     right, found, labelled = (sum(column) for column in zip(*scores.values(), strict=True))
     print(f"{half:9}{'all':15}labelled {labelled:3}  precision {right / found:.3f}  recall {right / labelled:.3f}")
-    assert right / found >= FLOOR_PRECISION and right / labelled >= FLOOR_RECALL
+    assert right / found >= floor_precision and right / labelled >= floor_recall
 
 
 @pytest.mark.parametrize("half", ["dev", "held_out"])
@@ -115,12 +116,15 @@ def test_counts_and_placeholders() -> None:
 @pytest.mark.parametrize(
     ("text", "redacted"),
     [
+        ("11010519491231002X", "[身份证号]"),  # the examples of GB 11643 itself
+        ("440524188001010014", "[身份证号]"),
         ("身份证11019919900307451X", "身份证[身份证号]"),
         ("身份证110199199003074511", "身份证110199199003074511"),
         ("身份证11019919901307451X", "身份证11019919901307451X"),
         ("卡号6222020000001234566", "卡号[银行卡号]"),
         ("卡号6222020000001234567", "卡号6222020000001234567"),
         ("打120，再打13800001234", "打120，再打[电话]"),
+        ("心理援助热线400-000-9995，010-12320", "心理援助热线400-000-9995，010-12320"),
         ("微信13800001234", "微信[电话]"),
         ("住院号13800001234", "住院号[病历号]"),
         ("123456789@example.com", "[邮箱]"),
@@ -153,6 +157,8 @@ def test_one_wrong_digit_is_no_card() -> None:
 @example("姓名：[患者姓名]：张三")
 @example("1[电话]13800001234")
 @example("a@b.com13800001234")
+@example("副主任医师陈晓东周二坐诊")
+@example("【姓名】张三[患者姓名]李四说")
 @settings(max_examples=400, deadline=None)
 def test_twice_is_once_and_nothing_raises(text: str) -> None:
     redacted, counts = redact(text)

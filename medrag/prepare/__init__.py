@@ -80,7 +80,7 @@ def _prepare(work: Work, crew: Workers, store: Path, key: str, segmenter: Segmen
     write.save_plan(work, table, plan, answers.near)
     work.run(crew, "write", write.write, names, " shards", progress)
     if work.config.negatives:
-        work.run(crew, "index", write.index, list(write.blocks(work)), " blocks", progress)
+        work.run(crew, "index", write.index, write.blocks(work), " blocks", progress)
     work.run(crew, "mine", write.mine, names, " shards", progress)
 
     with files.publish(store, "corpus", key=key, config=asdict(work.config)) as folder:

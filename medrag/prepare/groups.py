@@ -20,7 +20,7 @@ import numpy.typing as npt
 from medrag import duplicates
 from medrag.duplicates import U64, Rows
 from medrag.prepare.settings import Config
-from medrag.prepare.shards import Shards, Work, load_arrays, save_arrays
+from medrag.prepare.shards import BASE, Shards, Work, load_arrays, save_arrays
 from medrag.prepare.stages import KINDS, SPLIT_CODES, keys
 
 RECORD, DOCUMENT, QUERY = range(len(KINDS))
@@ -63,7 +63,7 @@ class Table:
 def gather(work: Work, names: Sequence[str]) -> Table:
     """The arrays of all shards in one; bands and signatures in one file each, on disk."""
     parts: dict[str, list[npt.NDArray[Any]]] = {}
-    count = 0
+    base = [0]
     folder = work.folder / "near"
     streams = {
         **{f"{side}_signature": open(folder / f"{side}.u8", "wb") for side in SIDES},  # noqa: SIM115
@@ -81,13 +81,14 @@ def gather(work: Work, names: Sequence[str]) -> Table:
                         bands[band].tofile(streams[f"{side}_bands-{band:02d}"])
             arrays.pop("start")
             arrays["source"] = np.full(rows, int(name.split("-")[0]), np.uint16)
-            arrays["named_by"] = arrays["named_by"] + count
-            count += rows
+            arrays["named_by"] = arrays["named_by"] + base[-1]
+            base.append(base[-1] + rows)
             for part, values in arrays.items():
                 parts.setdefault(part, []).append(values)
     finally:
         for stream in streams.values():
             stream.close()
+    np.save(work.folder / BASE, np.array(base, np.int64))
     return Table(**{part: np.concatenate(values) for part, values in parts.items()})
 
 

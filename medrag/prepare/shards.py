@@ -27,6 +27,8 @@ from medrag.types import Example
 from medrag.workers import Task, Workers
 
 SHARD_ROWS = 5000
+BASE = "base.npy"
+"""where each shard's rows begin among all"""
 OPEN_SHARDS = 64
 """shards whose files are kept open for rows that are looked up"""
 SAMPLES = 5
@@ -120,8 +122,7 @@ class Shards:
 
     def __init__(self, work: Work) -> None:
         self.work, self.names = work, work.names()
-        counts = [sum(work.counts("sign", name)["rows"].values()) for name in self.names]
-        self.base = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(counts, np.int64))])
+        self.base: npt.NDArray[np.int64] = np.load(work.folder / BASE)
         """(shards + 1,) the first row of each shard, and the number of rows"""
         self._shard = lru_cache(OPEN_SHARDS)(self._open)
 

@@ -6,6 +6,7 @@ of the shards are in the order of the rows, whoever wrote them.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from medrag.types import Example, Passage
 
 TERM_ROWS = 10_000
 """rows, chosen by hash, in which medical terms are counted"""
+_BLOCKS = "blocks.json"
 _PLAN = ("passage", "example", "split", "group", "same_id", "named")
 
 
@@ -174,22 +176,29 @@ def _said(row: dict[str, Any]) -> str:
     return said
 
 
-def blocks(work: Work) -> dict[str, list[str]]:
-    """Runs of shards of about ``negatives_pool`` passages each, whose questions look for hard negatives among their own passages."""
-    sizes = {name: work.counts("write", name)["passages"] for name in work.names()}
-    total = sum(sizes.values())
-    count = max(1, round(total / work.config.negatives_pool))
-    found: list[list[str]] = [[] for _ in range(count)]
-    before = 0
-    for name, size in sizes.items():
-        found[min(count - 1, before * count // max(total, 1))].append(name)
-        before += size
-    return {f"{number:05d}": names for number, names in enumerate(found) if names}
+def blocks(work: Work) -> list[str]:
+    """Put down which shards' questions look for hard negatives among which passages, and return the blocks' names.
+
+    A block is a run of shards with about ``negatives_pool`` passages.
+    """
+    names = work.names()
+    sizes = [work.counts("write", name)["passages"] for name in names]
+    count = max(1, round(sum(sizes) / work.config.negatives_pool))
+    before = np.cumsum([0, *sizes[:-1]])
+    block_of = {name: f"{min(count - 1, int(start) * count // max(sum(sizes), 1)):05d}" for name, start in zip(names, before, strict=True)}
+    files.write_json(work.folder / _BLOCKS, block_of)
+    return list(text.unique(block_of.values()))
+
+
+def _block_of(work: Work) -> dict[str, str]:
+    """The block of each shard, in their order."""
+    found: dict[str, str] = json.loads((work.folder / _BLOCKS).read_text("utf-8"))
+    return found
 
 
 def index(work: Work, name: str) -> None:
     """The BM25 index of one block's passages, beside their ids and groups."""
-    names = blocks(work)[name]
+    names = [part for part, block in _block_of(work).items() if block == name]
     passages = [row for part in names for row in read_rows(work.path("write", f"{part}.passages.jsonl"))]
     lexical = Lexical(_segmenter(work.config.dictionary))
     lexical.build(passage["text"] for passage in passages)
@@ -208,7 +217,7 @@ def mine(work: Work, name: str) -> None:
     config = work.config
     counts: Counter[str] = Counter()
     if config.negatives:
-        block = next(block for block, names in blocks(work).items() if name in names)
+        block = _block_of(work)[name]
         arrays = load_arrays(work.path("index", f"{block}.npz"))
         lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words", len(arrays["id"]))
 

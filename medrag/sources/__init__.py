@@ -25,7 +25,7 @@ __all__ = ["KINDS", "SPLITS", "Document", "Kind", "Query", "Record", "Reject", "
 KINDS: dict[str, Kind] = dialogues.KINDS | passages.KINDS | datasets.KINDS | objects.KINDS | tables.KINDS | documents.KINDS
 """by name, in order of recognition: what shows in a file's content comes before what its suffix says"""
 _ENCODINGS = {"utf-8": "utf-8-sig", "gb18030": "gb18030"}
-_NAMES = ("id", "answer_ids", "negative_ids")
+_NAMES = ("id", "group", "answer_ids", "negative_ids")
 
 
 def recognise(argument: str) -> Source:

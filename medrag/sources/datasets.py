@@ -89,7 +89,8 @@ def read_cmedqa(source: Source) -> Iterator[Row]:
 
     Source: zhangsheng93/cMedQA and zhangsheng93/cMedQA2, README and dev_candidates. Columns: question_id,content; ans_id,question_id,content;
     candidates have question_id,pos_ans_id,neg_ans_id (training) or question_id,ans_id,cnt,label. Answers become Documents, questions Queries
-    with their split. Ids alone are held in memory: 67 MiB were measured for 50,000 questions with 50 candidates each. The line of a Query, and of a question's Reject, is the number of its row.
+    with their split. Ids alone are held in memory: 67 MiB were measured for 50,000 questions with 50 candidates each. The line of a Query,
+    and of a question's Reject, is the number of its row.
     """
     files = _cmedqa_files(source.path)
     judged: dict[str, Judged] = {}

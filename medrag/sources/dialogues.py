@@ -2,8 +2,7 @@
 
 Turns of one speaker that follow each other are one turn. The question is the patient's first account and the patient's latest turns, as many
 as fit: a reader without the doctor's side sees what was told, not how it was asked for. The records of one dialogue share their beginning,
-and so must share a split: their ids are the dialogue's and a number, as in ``train/10001-3``, and what stands before the last hyphen is one
-dialogue.
+and so must share a split: the dialogue is their ``group``.
 """
 
 from __future__ import annotations
@@ -26,9 +25,11 @@ DOCTOR = frozenset({"医生", "doctor"})
 _SPEAKER = re.compile(r"(病人|患者|医生)\s*[:：]\s*(.*)", re.DOTALL)
 _ID = re.compile(r"id\s*=\s*(\d+)")
 _FIELD = re.compile(
-    r"(疾病|内容|病情描述|曾经治疗情况和效果|想得到怎样的帮助|希望提供的帮助|就诊医院|用药情况|怀孕情况|过敏史|既往病史)[^：:]{0,30}[：:]\s*(.*)"
+    "(疾病|患病时长|内容|病情描述|曾经治疗情况和效果|化验、检查结果|最后一次就诊的医院|就诊医院科室|用药情况|过敏史|既往病史|怀孕情况|身高体重"
+    "|想得到怎样的帮助|想获得的帮助|希望提供的帮助)(?:（[^）]{0,40}）)?[ ]*[：:]"
 )
-_SAID = ("病情描述", "想得到怎样的帮助", "希望提供的帮助", "")
+_SAID = frozenset({"内容", "病情描述", "想得到怎样的帮助", "想获得的帮助", "希望提供的帮助"})
+_SUMMARY = re.compile("(?:病情摘要及初步印象|总结建议)[：:]")
 _BLOCKS = ("Doctor faculty", "Description", "Dialogue", "Diagnosis and suggestions")
 
 
@@ -97,44 +98,44 @@ def read_utterances(source: Source) -> Iterator[Row]:
             yield Reject(str(source.path), number, start, f"a JSON {type(value).__name__} stands where a list of utterances is needed")
         else:
             try:
-                yield from placed(from_utterances(value), f"{source.name}/{which}", values.split_of(source.path))
+                yield from placed(from_utterances(value), str(which), values.split_of(source.path))
             except ValueError as error:
                 yield Reject(str(source.path), number, start, str(error))
 
 
-def placed(found: Iterator[Record], id: str, split: str) -> Iterator[Record]:
-    """The same records with ids that begin with their dialogue's, and a split."""
-    for number, record in enumerate(found, 1):
-        yield replace(record, id=f"{id}-{number}", split=split)
+def placed(found: Iterator[Record], group: str, split: str) -> Iterator[Record]:
+    """The same records with the name of their dialogue within its source, and a split."""
+    for record in found:
+        yield replace(record, group=group, split=split)
 
 
 def from_text(block: list[str]) -> Iterator[Record]:
-    """The lines of one consultation: ``Doctor faculty``, ``Description`` and ``Dialogue``, each with its lines below it.
+    """The lines of one consultation: ``Doctor faculty``, ``Description``, ``Dialogue`` and perhaps ``Diagnosis and suggestions``.
 
-    Description has fields such as ``病情描述（...）：`` and ``想得到怎样的帮助：``; Dialogue has ``病人：`` and ``医生：`` with the words behind
-    them or on the next lines. Source: the reader of huggingface/datasets for the raw files of UCSD-AI4H/Medical-Dialogue-System (MedDialog).
+    Description has fields such as ``病情描述（...）：`` and ``想得到怎样的帮助：``, in some years several on a line; what the patient tells and
+    asks for in them is the first account. Dialogue has ``病人：`` and ``医生：`` with the words behind them or on the next lines. What is
+    suggested at the end is the doctor's last turn. Source: the readers of UCSD-AI4H/Medical-Dialogue-System's raw files (MedDialog) in
+    huggingface/datasets, datasets/medical_dialog, and other public ones.
     """
-    part, field, department = "", "", ""
-    account: list[str] = []
+    part, department = "", ""
+    description: list[str] = []
     turns: list[tuple[str, str]] = []
     for line in block:
         if line in _BLOCKS:
-            part, field = line, ""
+            part = line
             if part == _BLOCKS[-1]:
                 turns.append(("医生", ""))
         elif part == "Doctor faculty":
             department = next((word for word in reversed(line.split()) if "科" in word), "")
         elif part == "Description":
-            if found := _FIELD.match(line):
-                field, line = found[1], found[2]
-            if field in _SAID and line:
-                account.append(line)
-        elif part:
-            if found := _SPEAKER.fullmatch(line):
-                turns.append((found[1], found[2]))
-            elif turns:
-                turns[-1] = (turns[-1][0], f"{turns[-1][1]} {line}".strip())
-    yield from records(turns, " ".join(account), department)
+            description.append(line)
+        elif part and (found := _SPEAKER.fullmatch(line)):
+            turns.append((found[1], found[2]))
+        elif part and turns:
+            turns[-1] = (turns[-1][0], f"{turns[-1][1]} {_SUMMARY.sub('', line)}".strip())
+    pieces = _FIELD.split(" ".join(description))
+    account = [pieces[0], *(said for name, said in zip(pieces[1::2], pieces[2::2], strict=True) if name in _SAID)]
+    yield from records(turns, " ".join(said.strip() for said in account if said.strip()), department)
 
 
 def read_text(source: Source) -> Iterator[Row]:
@@ -146,7 +147,7 @@ def read_text(source: Source) -> Iterator[Row]:
     def consultation() -> Iterator[Row]:
         if held is not None:
             try:
-                yield from placed(from_text(held), f"{source.name}/{name}", values.split_of(source.path))
+                yield from placed(from_text(held), name, values.split_of(source.path))
             except ValueError as error:
                 yield Reject(path, *place, str(error))
 
@@ -177,7 +178,7 @@ def read_imcs21(source: Source) -> Iterator[Row]:
             if not isinstance(case, dict):
                 raise ValueError(f"a JSON {type(case).__name__} stands where a dialogue is needed")
             turns = [(values.string(turn, "speaker"), values.string(turn, "sentence")) for turn in values.objects(case, "dialogue")]
-            yield from placed(records(turns, values.optional(case, "self_report")), f"{source.name}/{name}", split)
+            yield from placed(records(turns, values.optional(case, "self_report")), name, split)
         except ValueError as error:
             yield Reject(str(source.path), number, 0, f"dialogue {number}: {error}")
 

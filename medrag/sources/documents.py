@@ -98,6 +98,14 @@ def from_page(row: dict[str, Any]) -> Iterator[Document]:
     yield from passages(name, [("", rest if rest and first.strip() == name else body)])
 
 
+def from_text(row: dict[str, Any]) -> Iterator[Document]:
+    """``{"text"}``: a text without a title, such as a page of a book. Source: shibing624/MedicalGPT, docs/datasets.md (pretraining data)."""
+    body = values.string(row, "text").strip()
+    if not body:
+        raise ValueError("text is empty")
+    yield from passages("", [("", body)])
+
+
 def from_monograph(body: str) -> Iterator[Document]:
     """A drug's name on the first line, then ``适应证:...`` or ``【适应证】...`` lines; a line without a label goes on with its section.
 
@@ -121,7 +129,8 @@ def from_monograph(body: str) -> Iterator[Document]:
 
 
 def from_markup(name: str, body: str) -> Iterator[Document]:
-    """A page with ``# headings`` (Markdown) or lines like ``第三章 ...`` and ``二、...``; a title is the name and the headings above.
+    """A page, held in memory, with ``# headings`` (Markdown) or lines like ``第三章 ...`` and ``二、...``; a title is the name with
+    the headings above.
 
     ``name``, such as a file's, stands for the first heading of the first level where there is none.
     """

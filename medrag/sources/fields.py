@@ -7,10 +7,10 @@ from typing import Any
 
 from medrag.sources.rows import SPLITS, Document, Record
 
-RECORD = ("question", "answer", "department", "id", "source", "split")
+RECORD = ("question", "answer", "department", "id", "source", "split", "group")
 DOCUMENT = ("text", "title", "id", "source")
 FIELDS = tuple(dict.fromkeys(RECORD + DOCUMENT))
-_NAMES = ("id", "source", "department")
+_NAMES = ("id", "source", "department", "group")
 """fields that may be missing, and may be numbers"""
 
 

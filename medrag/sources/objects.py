@@ -26,8 +26,8 @@ class Form:
     convert: Callable[[dict[str, Any]], Iterator[Row]]
     named_split: bool = False
     """its files declare their split in their names, as in ``train.json``"""
-    dialogue: bool = False
-    """the records of one row share their beginning: where there are several, they get ids with the same stem (see ``dialogues``)"""
+    together: bool = False
+    """the records of one row are turns of a dialogue or wordings of a question: where there are several, they are a ``group``"""
 
 
 def from_huatuo_llama(row: dict[str, Any]) -> Iterator[Row]:
@@ -108,7 +108,7 @@ def from_webtext2019zh(row: dict[str, Any]) -> Iterator[Row]:
     Source: brightmart/nlp_chinese_corpus, README. ``topic`` stands for the department; one question has several such rows.
     """
     question = joined([values.string(row, "title"), values.optional(row, "desc")])
-    yield Record(question, values.string(row, "content"), values.label(row, "topic"))
+    yield Record(question, values.string(row, "content"), values.label(row, "topic"), group=values.identity(row, "qid"))
 
 
 def from_mapped_question(row: dict[str, Any]) -> Iterator[Row]:
@@ -140,6 +140,11 @@ def from_question(row: dict[str, Any]) -> Iterator[Row]:
     yield Record(question, answer, values.label(row, "department"), values.identity(row, "id"), values.identity(row, "source"), split)
 
 
+def from_chinese_keys(row: dict[str, Any]) -> Iterator[Row]:
+    """``{"问", "答"}``. Source: shibing624/MedicalGPT, data/rag/medical_corpus.txt."""
+    yield Record(values.string(row, "问"), values.string(row, "答"))
+
+
 def from_passage(row: dict[str, Any]) -> Iterator[Row]:
     """``{"id" or "_id", "title", "text"}`` that is a passage already: a row of BEIR's corpus.jsonl. It is not cut."""
     yield Document(values.string(row, "text"), values.optional(row, "title"), values.identity(row, "_id", "id"), values.identity(row, "source"))
@@ -153,16 +158,18 @@ FORMS: dict[str, Form] = {
     "cmrc2018": Form(("context_text", "qas"), passages.from_context_text, named_split=True),
     "mapped_questions": Form(("question", "answer_ids"), from_mapped_question),
     "huatuo_lite": Form(("question", "answer", "label", "related_diseases"), from_huatuo_lite),
-    "sharegpt": Form(("conversations",), from_sharegpt, dialogue=True),
-    "utterances": Form(("utterances",), dialogues.from_utterances, named_split=True, dialogue=True),
+    "sharegpt": Form(("conversations",), from_sharegpt, together=True),
+    "utterances": Form(("utterances",), dialogues.from_utterances, named_split=True, together=True),
     "huatuo_llama": Form(("instruction", "output"), from_huatuo_llama),
     "chatmed": Form(("query", "response"), from_chatmed),
-    "huatuo_26m": Form(("questions", "answers"), from_questions),
+    "huatuo_26m": Form(("questions", "answers"), from_questions, together=True),
     "webtext2019zh": Form(("title", "desc", "content"), from_webtext2019zh),
     "baike2018qa": Form(("title", "desc", "answer"), from_baike2018qa),
     "question_answer": Form(("question", "answer"), from_question),
+    "wen_da": Form(("问", "答"), from_chinese_keys),
     "beir_corpus": Form(("_id", "title", "text"), from_passage),
     "wikipedia": Form(("title", "text"), documents.from_page),
+    "texts": Form(("text",), documents.from_text),
 }
 
 
@@ -193,8 +200,8 @@ def read(source: Source, name: str = "") -> Iterator[Row]:
                 raise ValueError(f"{missing[0]} is missing; rows of the form {name} have {', '.join(form.keys)}")
             split = declared if form.named_split else ""
             rows = form.convert(value)
-            if form.dialogue:
-                rows = _dialogue(rows, f"{source.name}/{which}")
+            if form.together:
+                rows = _together(rows, str(which))
             for row in rows:
                 if isinstance(row, Query):
                     yield replace(row, file=str(source.path), line=number, byte=start, split=row.split or split)
@@ -204,9 +211,9 @@ def read(source: Source, name: str = "") -> Iterator[Row]:
             yield Reject(str(source.path), number, start, str(error))
 
 
-def _dialogue(rows: Iterator[Row], id: str) -> Iterator[Row]:
+def _together(rows: Iterator[Row], group: str) -> Iterator[Row]:
     records = [row for row in rows if isinstance(row, Record)]
-    return iter(dialogues.placed(iter(records), id, "") if len(records) > 1 else records)
+    return iter(dialogues.placed(iter(records), group, "") if len(records) > 1 else records)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Dialogues: a record for each of the doctor's turns, and one stem of ids for each dialogue."""
+"""Dialogues: a record for each of the doctor's turns, and one group for each dialogue."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ SAID = [["病人：头痛三天了", "医生：多休息，测血压", "病人�
 
 def test_meddialog_processed(tmp_path: Path) -> None:
     expected = [
-        Record("头痛三天了", "多休息，测血压", id="validate_data/1-1", split="dev"),
-        Record("头痛三天了 血压高怎么办", "去心内科", id="validate_data/1-2", split="dev"),
-        Record("失眠", "睡前不看手机", id="validate_data/2-1", split="dev"),
+        Record("头痛三天了", "多休息，测血压", group="1", split="dev"),
+        Record("头痛三天了 血压高怎么办", "去心内科", group="1", split="dev"),
+        Record("失眠", "睡前不看手机", group="2", split="dev"),
     ]
     path = _json(tmp_path / "validate_data.json", SAID)
-    assert _rows(path, "meddialog") == expected, "on one line, too, dialogues have ids of their own"
+    assert _rows(path, "meddialog") == expected, "on one line, too, each dialogue is a group of its own"
     assert _rows(_json(path, SAID, indent=1), "meddialog") == expected
     path = tmp_path / "processed.jsonl"
     path.write_text("".join(json.dumps({"utterances": each}, ensure_ascii=False) + "\n" for each in SAID), encoding="utf-8")
-    assert [(row.question, row.id) for row in _rows(path, "utterances") if isinstance(row, Record)] == [
-        ("头痛三天了", "processed/1-1"),
-        ("头痛三天了 血压高怎么办", "processed/1-2"),
+    assert [(row.question, row.group) for row in _rows(path, "utterances") if isinstance(row, Record)] == [
+        ("头痛三天了", "1"),
+        ("头痛三天了 血压高怎么办", "1"),
         ("失眠", ""),
     ]
 
@@ -99,7 +99,7 @@ def test_meddialog_processed(tmp_path: Path) -> None:
 def test_bad_utterances_spoil_only_their_dialogue(tmp_path: Path) -> None:
     path = _json(tmp_path / "train_data.json", [SAID[0], ["护士：你好"], {"a": 1}, ["病人：头痛"], [3], SAID[1]], indent=1)
     rows = list(dialogues.read_utterances(Source(path, "meddialog", "utf-8-sig", "t")))
-    assert [row.id for row in rows if isinstance(row, Record)] == ["t/1-1", "t/1-2", "t/6-1"]
+    assert [row.group for row in rows if isinstance(row, Record)] == ["1", "1", "6"]
     assert [row.reason for row in rows if isinstance(row, Reject)] == [
         "every utterance must be a text that begins with 病人： or 医生：",
         "a JSON dict stands where a list of utterances is needed",
@@ -150,14 +150,38 @@ Dialogue
 """
 
 
+def test_meddialog_with_its_fields_on_one_line_and_a_summary() -> None:
+    """As some years of the raw files have them."""
+    block = [
+        "http://www.haodf.com/wenda/x_g_1.htm",
+        "Doctor faculty",
+        "某某市第一医院 - 神经内科",
+        "Description",
+        "疾病：头痛",
+        "内容：病情描述（发病时间、主要症状、就诊医院等）：头痛三天。曾经治疗情况和效果：没有治疗过想得到怎样的帮助:要做检查吗？",
+        "Dialogue",
+        "医生：有没有呕吐？",
+        "病人：没有。",
+        "Diagnosis and suggestions",
+        "病情摘要及初步印象：",
+        "紧张性头痛。",
+        "总结建议：",
+        "多休息，加重来医院。",
+    ]
+    assert list(dialogues.from_text(block)) == [
+        Record("头痛三天。 要做检查吗？", "有没有呕吐？", "神经内科"),
+        Record("头痛三天。 要做检查吗？ 没有。", "紧张性头痛。 多休息，加重来医院。", "神经内科"),
+    ]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
 def test_meddialog_raw(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "2020.txt"
     path.write_text(RAW, encoding=encoding)
     assert _rows(path, "meddialog_text") == [
-        Record("怀孕八周，吐得厉害。 要不要住院？", "能喝水吗？", "妇产科", "2020/17-1"),
-        Record("怀孕八周，吐得厉害。 要不要住院？ 能喝一点， 有时也吐。", "先少量多次喝水， 尿酮体高要住院。", "妇产科", "2020/17-2"),
-        Record("血压高。 血压一百六。", "按时吃药。", "", "2020/18-1"),
+        Record("怀孕八周，吐得厉害。 要不要住院？", "能喝水吗？", "妇产科", group="17"),
+        Record("怀孕八周，吐得厉害。 要不要住院？ 能喝一点， 有时也吐。", "先少量多次喝水， 尿酮体高要住院。", "妇产科", group="17"),
+        Record("血压高。 血压一百六。", "按时吃药。", group="18"),
     ]
 
 
@@ -166,7 +190,7 @@ def test_a_bad_line_spoils_only_its_consultation(tmp_path: Path) -> None:
     before = RAW.index("能喝水吗")
     path.write_bytes(RAW[:before].encode() + b"\xff\n" + RAW[before:].encode() + "id=19\nDialogue\n病人：\n没有人回答。\n".encode())
     rows = list(dialogues.read_text(Source(path, "meddialog_text", "utf-8-sig", "2020")))
-    assert [row.id for row in rows if isinstance(row, Record)] == ["2020/18-1"]
+    assert [row.group for row in rows if isinstance(row, Record)] == ["18"]
     bad, unanswered = (row for row in rows if isinstance(row, Reject))
     assert (bad.line, bad.reason) == (RAW[:before].count("\n") + 1, "not utf-8-sig: invalid start byte")
     assert (unanswered.line, unanswered.byte) == (RAW.count("\n") + 2, len(RAW.encode()) + 2)
@@ -188,8 +212,8 @@ def test_imcs21(tmp_path: Path) -> None:
     }
     path = _json(tmp_path / "dev.json", {"10000001": case, "10000002": {**case, "dialogue": [{"speaker": "医生"}]}, "10000003": 3}, indent=2)
     first, second, broken, number = _rows(path, "imcs21")
-    assert first == Record("宝宝两岁，发烧两天。（男，2岁）", "你好 最高多少度？", "", "dev/10000001-1", split="dev")
-    assert second == Record("宝宝两岁，发烧两天。（男，2岁） 三十九度", "先吃退烧药。", "", "dev/10000001-2", split="dev")
+    assert first == Record("宝宝两岁，发烧两天。（男，2岁）", "你好 最高多少度？", split="dev", group="10000001")
+    assert second == Record("宝宝两岁，发烧两天。（男，2岁） 三十九度", "先吃退烧药。", split="dev", group="10000001")
     assert isinstance(broken, Reject) and (broken.line, broken.reason) == (2, "dialogue 2: sentence must be a string, not NoneType")
     assert isinstance(number, Reject) and number.reason == "dialogue 3: a JSON int stands where a dialogue is needed"
     with pytest.raises(ValueError, match="a JSON list stands where an object of dialogues is needed"):

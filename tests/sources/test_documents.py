@@ -29,7 +29,7 @@ def _bare(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(alphabet="孕妇血压，。！；、,.ab 1\n\u3000", max_size=900), st.integers(20, 300))
 def test_chunks_lose_nothing_and_stay_short(body: str, size: int) -> None:
     found = documents.chunks(body, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrag import sources
-from medrag.sources import objects
+from medrag.sources import documents, objects
 from medrag.sources.rows import Document, Query, Record, Reject, Row, Source
 
 REAL = Path(__file__).parents[3] / "shared/data"
@@ -67,12 +68,12 @@ WEBTEXT = {
         (
             "huatuo_26m",
             {"questions": [["便秘怎么办", "便秘如何治"], ["大便干怎么办"]], "answers": ["多喝水。", "多吃菜。"]},
-            [Record(asked, said) for asked in ("便秘怎么办", "便秘如何治", "大便干怎么办") for said in ("多喝水。", "多吃菜。")],
+            [Record(asked, said, group="1") for asked in ("便秘怎么办", "便秘如何治", "大便干怎么办") for said in ("多喝水。", "多吃菜。")],
         ),
         ("huatuo_lite", LITE, [Record("孕期便秘怎么办？", "多喝水。", "妇产科")]),
         ("baike2018qa", BAIKE, [Record("孕期能喝茶吗", "淡茶可以少喝。", "健康-妇产科")]),
         ("baike2018qa", {**BAIKE, "desc": "孕期能喝茶吗？"}, [Record("孕期能喝茶吗？", "淡茶可以少喝。", "健康-妇产科")]),
-        ("webtext2019zh", WEBTEXT, [Record("失眠怎么办？ 最近总睡不着。", "睡前不看手机。", "健康")]),
+        ("webtext2019zh", WEBTEXT, [Record("失眠怎么办？ 最近总睡不着。", "睡前不看手机。", "健康", group="65618973")]),
         ("question_answer", {"question": "头痛", "answer": "休息", "extra": [1]}, [Record("头痛", "休息")]),
         (
             "question_answer",
@@ -80,6 +81,8 @@ WEBTEXT = {
             [Record("头痛", "休息", "内科 神经科", "7", "医院", "dev")],
         ),
         ("question_answer", {"question": "头痛", "answer": "休息", "department": None, "id": None}, [Record("头痛", "休息")]),
+        ("wen_da", {"问": "头痛怎么办", "答": "休息"}, [Record("头痛怎么办", "休息")]),
+        ("texts", {"text": " 痛风少吃海鲜。多喝水。"}, [Document("痛风少吃海鲜。多喝水。", id=documents.identity("", "痛风少吃海鲜。多喝水。"))]),
         ("beir_corpus", {"_id": "d1", "title": "痛风", "text": "少吃海鲜。"}, [Document("少吃海鲜。", "痛风", "d1")]),
         ("dureader_passages", {"paragraph_id": "de1e2b", "paragraph_text": "多喝水。"}, [Document("多喝水。", id="de1e2b")]),
     ],
@@ -97,10 +100,10 @@ def test_an_array_of_objects_is_read_like_lines(tmp_path: Path) -> None:
     assert _rows(path) == [Record("头痛", "休息"), Record("发烧", "降温")]
 
 
-def test_turns_of_one_conversation_share_the_stem_of_their_ids(tmp_path: Path) -> None:
+def test_turns_of_one_conversation_are_a_group(tmp_path: Path) -> None:
     said = [("system", "你是医生"), ("human", "头痛怎么办"), ("gpt", "休息"), ("user", "还痛呢"), ("assistant", "去医院"), ("gpt", "多余的话")]
     path = _write(tmp_path / "a.jsonl", {"conversations": [{"from": who, "value": what} for who, what in said]})
-    assert _rows(path) == [Record("头痛怎么办", "休息", id="name/1-1"), Record("还痛呢", "去医院", id="name/1-2")]
+    assert _rows(path) == [Record("头痛怎么办", "休息", group="1"), Record("还痛呢", "去医院", group="1")]
 
 
 def test_answers_that_are_addresses_are_rejected(tmp_path: Path) -> None:
@@ -217,18 +220,14 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 @pytest.mark.parametrize("name", objects.FORMS)
 def test_any_value_under_any_key_is_rows_or_a_reason(name: str, data: st.DataObject) -> None:
     """A converter that raised anything else than ValueError would stop the run."""
     row = data.draw(st.fixed_dictionaries(dict.fromkeys(objects.FORMS[name].keys, JSON)))
-    try:
-        made = list(objects.FORMS[name].convert(row))
-    except ValueError as error:
-        assert str(error)
-    else:
-        for each in made:
+    with contextlib.suppress(ValueError):
+        for each in objects.FORMS[name].convert(row):
             assert isinstance(each, Record | Document | Query)
             assert all(isinstance(text, str) for text in (each.id, each.source))
 

@@ -23,7 +23,10 @@ SHARED = Path(__file__).parents[3] / "shared/data"
     ("fields", "expected"),
     [
         ({"question": "a", "answer": "b"}, Record("a", "b")),
-        ({"question": "a", "answer": "b", "department": "内科", "id": 7, "split": "dev", "source": "s"}, Record("a", "b", "内科", "7", "s", "dev")),
+        (
+            {"question": "a", "answer": "b", "department": "内科", "id": 7, "split": "dev", "source": "s", "group": 9},
+            Record("a", "b", "内科", "7", "s", "dev", "9"),
+        ),
         ({"question": "a", "answer": "b", "department": None, "id": None, "split": None}, Record("a", "b")),
         ({"text": "a"}, Document("a")),
         ({"text": "a", "title": None, "id": 2.5}, Document("a", "", "2.5")),
@@ -39,7 +42,10 @@ def test_fields_make_rows(fields: dict[str, Any], expected: Record | Document) -
     [
         ({"question": "a"}, "field 'answer' is missing; needed: question and answer, or text"),
         ({}, "field 'answer' is missing"),
-        ({"question": "a", "answer": "b", "frage": "c"}, "field 'frage'; allowed: question, answer, department, id, source, split, text, title"),
+        (
+            {"question": "a", "answer": "b", "frage": "c"},
+            "field 'frage'; allowed: question, answer, department, id, source, split, group, text, title",
+        ),
         ({"text": "a", "answer": "b"}, "field 'answer' does not go with text; allowed: text, title, id, source"),
         ({"question": "a", "answer": "b", "title": "c"}, "field 'title' does not go with answer and question"),
         ({"question": 7, "answer": "b"}, "question must be a string, not int"),
