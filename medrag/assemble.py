@@ -195,7 +195,7 @@ def build_index(run: Run) -> Artifact:
     data = corpus(run)
     dense = files.current(store, "dense")
     _check_corpus(dense, data, "medrag train task=dense")
-    name = files.fingerprint(["index", 3, data.artifact.hash, dense.hash, asdict(run.index), Synonyms(_path(run.index.synonyms)).groups])
+    name = files.fingerprint(["index", 4, data.artifact.hash, dense.hash, asdict(run.index), Synonyms(_path(run.index.synonyms)).groups])
     if found := files.find(store, "index", name):
         print(f"already built: {found.path}", file=sys.stderr)
         files.set_current(store, "index", found.path)

@@ -66,8 +66,10 @@ def _character_pairs(keys: Sequence[str]) -> tuple[U32, Rows]:
     points = np.frombuffer("".join(keys).encode("utf-32-le", "surrogatepass"), np.uint32)
     if len(points) == 0:
         return np.zeros(0, np.uint32), np.zeros(len(keys) + 1, np.int64)
-    hashed = _mixed(_mixed(points) * np.uint32(0x9E3779B1) + np.append(points[1:], np.uint32(0)))
     ends_N = np.cumsum(lengths_N)
+    following = np.append(points[1:], np.uint32(0))
+    following[ends_N[lengths_N == 1] - 1] = 0
+    hashed = _mixed(_mixed(points) * np.uint32(0x9E3779B1) + following)
     across = np.zeros(len(points), bool)
     across[ends_N[lengths_N > 1] - 1] = True
     return hashed[~across], np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths_N - 1, np.minimum(lengths_N, 1)))])

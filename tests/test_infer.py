@@ -118,7 +118,7 @@ def test_csv_is_read_and_bytes_that_are_not_utf8_are_errors(tmp_path: Path) -> N
     target = tmp_path / "out.jsonl"
     infer.infer(Echo(), SMALL, tmp_path / "in.csv", target, "m", False)
     first, second, third = read(target)
-    assert first["answer"] == "答逗号,和 换行"
+    assert first["answer"] == "答逗号，和。换行"
     assert "empty" in str(second["error"]) and "UTF-8" in str(third["error"])
 
 

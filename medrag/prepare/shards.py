@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,8 @@ from medrag.workers import Task, Workers
 SHARD_ROWS = 5000
 BASE = "base.npy"
 """where each shard's rows begin among all"""
-OPEN_SHARDS = 64
-"""shards whose files are kept open for rows that are looked up"""
+RECENT_SHARDS = 64
+"""shards whose rows' places are kept in memory for rows that are looked up"""
 SAMPLES = 5
 """rows shown for each rule in the report"""
 
@@ -68,9 +69,21 @@ class Work:
         left = [name for name in names if not self.done(stage, name)]
         function: Task = partial(task, self)
         bar = tqdm(total=len(names), initial=len(names) - len(left), desc=stage, unit=unit, disable=not progress, file=sys.stderr)
+        over = threading.Event()
+
+        def watch() -> None:
+            """One large source is one task: say how far it has come."""
+            while not over.wait(2):
+                bar.set_postfix_str(f"{sum(1 for _ in (self.folder / stage).glob('*.jsonl')) * SHARD_ROWS:,} rows")
+
+        if progress and stage == "read":
+            threading.Thread(target=watch, daemon=True).start()
         with bar:
-            for _ in workers.run(function, left):
-                bar.update()
+            try:
+                for _ in workers.run(function, left):
+                    bar.update()
+            finally:
+                over.set()
 
     def names(self) -> list[str]:
         """The names of all shards, in the order of the sources and their rows."""
@@ -124,17 +137,14 @@ class Shards:
         self.work, self.names = work, work.names()
         self.base: npt.NDArray[np.int64] = np.load(work.folder / BASE)
         """(shards + 1,) the first row of each shard, and the number of rows"""
-        self._shard = lru_cache(OPEN_SHARDS)(self._open)
-
-    def _open(self, shard: int) -> tuple[BinaryIO, npt.NDArray[np.int64]]:
-        starts = load_arrays(self.work.path("sign", f"{self.names[shard]}.npz"))["start"]
-        return open(self.work.path("sign", f"{self.names[shard]}.jsonl"), "rb"), starts
+        self._starts = lru_cache(RECENT_SHARDS)(lambda name: load_arrays(work.path("sign", f"{name}.npz"))["start"])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         shard = int(np.searchsorted(self.base, number, "right")) - 1
-        stream, starts = self._shard(shard)
-        stream.seek(starts[number - self.base[shard]])
-        row: dict[str, Any] = json.loads(stream.readline().decode("utf-8", "surrogatepass"))
+        name = self.names[shard]
+        with open(self.work.path("sign", f"{name}.jsonl"), "rb") as stream:
+            stream.seek(self._starts(name)[number - self.base[shard]])
+            row: dict[str, Any] = json.loads(stream.readline().decode("utf-8", "surrogatepass"))
         return row
 
 

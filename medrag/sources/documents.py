@@ -82,7 +82,7 @@ def passages(name: str, sections: Iterable[tuple[str, str]], source: str = "") -
 
 
 def _passage(name: str, heading: str, body: str, source: str) -> Document:
-    title = " ".join(part for part in (name.strip(), heading) if part)
+    title = "：".join(part for part in (name.strip(), heading) if part)
     return Document(body, title, identity(title, body), source)
 
 
@@ -148,11 +148,11 @@ def from_markup(name: str, body: str) -> Iterator[Document]:
         above = {each: kept for each, kept in above.items() if each < level} | {level: heading}
         if level == 1 and len(sections) == 1 and not "".join(sections[0][1]).strip():
             name, above = heading, {}
-        sections.append((" ".join(above[each] for each in sorted(above)), []))
+        sections.append(("：".join(above[each] for each in sorted(above)), []))
     # A heading with nothing under it is still in the titles of those below it, or else it is kept as a text.
     headings = [heading for heading, _ in sections]
     for at, (heading, held) in enumerate(sections):
-        if heading and not "".join(held).strip() and not any(other.startswith(heading + " ") for other in headings[at + 1 :]):
+        if heading and not "".join(held).strip() and not any(other.startswith(heading + "：") for other in headings[at + 1 :]):
             held.append(heading)
     yield from passages(name, [(heading, "\n".join(held)) for heading, held in sections])
 

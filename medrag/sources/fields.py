@@ -67,10 +67,18 @@ def identifier(value: Any, name: str = "id") -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """Texts with a space between them; a title that the question after it repeats is left out."""
+    """Texts one after the other; a title that the question after it repeats is left out.
+
+    A text that ends in a letter gets a comma after it where one of the two letters that would meet is Chinese, since cleaning takes the space
+    between those; else a space.
+    """
     if len(texts) == 2 and texts[0].strip(" ?？。") in texts[1]:
         return texts[1]
-    return " ".join(text.strip() for text in texts if text.strip())
+    whole = ""
+    for text in filter(None, map(str.strip, texts)):
+        meet = whole[-1:] + text[0]
+        whole += ("，" if len(meet) == 2 and meet.isalnum() and not meet.isascii() else " " if whole else "") + text
+    return whole
 
 
 def _cell(row: Mapping[str, Any], column: str) -> Any:

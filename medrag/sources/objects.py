@@ -105,7 +105,7 @@ def from_baike2018qa(row: dict[str, Any]) -> Iterator[Row]:
 def from_webtext2019zh(row: dict[str, Any]) -> Iterator[Row]:
     """``{"qid", "title", "desc", "topic", "star", "content", "answer_id", "answerer_tags"}``; ``content`` is the answer.
 
-    Source: brightmart/nlp_chinese_corpus, README. ``topic`` stands for the department; one question has several such rows.
+    Source: brightmart/nlp_chinese_corpus, README. ``topic`` stands for the department; the answers of one question are a group.
     """
     question = joined([values.string(row, "title"), values.optional(row, "desc")])
     yield Record(question, values.string(row, "content"), values.label(row, "topic"), group=values.identity(row, "qid"))

@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 
 ENCODINGS = ("utf-8-sig", "gb18030")
 HEAD_BYTES = 1 << 16
+_SAMPLE_BYTES, _SAMPLES = 1 << 20, 64
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 """what the readers of archives raise where the bytes are not what was packed"""
 COMPRESSED = (".gz", ".xz", ".bz2", ".zip")
@@ -91,24 +92,33 @@ def member(path: Path) -> Path:
 
 def head(path: Path, size_bytes: int = HEAD_BYTES) -> bytes:
     """The first unpacked bytes; of a damaged archive, those that can be had."""
-    content = b""
     with open_bytes(path) as stream:
-        try:
-            while len(content) < size_bytes and (piece := cast(io.BufferedReader, stream).read1(size_bytes - len(content))):
-                content += piece
-        except DAMAGE as error:
-            damage(error)
+        return _some(stream, size_bytes)
+
+
+def _some(stream: BinaryIO, size_bytes: int) -> bytes:
+    content = b""
+    try:
+        while len(content) < size_bytes and (piece := cast(io.BufferedReader, stream).read1(size_bytes - len(content))):
+            content += piece
+    except DAMAGE as error:
+        damage(error)
     return content
 
 
 def encoding(path: Path) -> str:
-    """``utf-8-sig`` or ``gb18030``. Raises ValueError where the first megabyte is neither.
+    """``utf-8-sig`` or ``gb18030``. Raises ValueError where the first megabyte that is not all ASCII is neither.
 
     It is cut at blanks, quotes and commas, which are no part of a character in either encoding; most of the pieces must decode, so that
     a file may keep some damaged ones. Almost any bytes decode as GB18030: half its characters must also be among the common ones.
     """
-    sample = head(path, 1 << 20)
-    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    with open_bytes(path) as stream:
+        sample = first = _some(stream, _SAMPLE_BYTES)
+        for _ in range(_SAMPLES):
+            if not sample.isascii() or len(sample) < _SAMPLE_BYTES:
+                break
+            sample = _some(stream, _SAMPLE_BYTES)
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"source {path}: UTF-16 text; convert it to UTF-8 first")
     pieces = [piece for piece in re.split(rb'[\s",]', sample.removeprefix(codecs.BOM_UTF8)) if not piece.isascii()]
     if 20 * len(re.findall(rb"[\x00-\x08\x0e-\x1f]", sample)) <= len(sample):

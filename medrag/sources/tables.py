@@ -138,8 +138,8 @@ def _read_csv(source: Source) -> Iterator[Row]:
             problem = f"not {source.encoding}"
         if header and not problem and cells and len(cells) != len(header):
             problem = f"{len(cells)} cells in a row of {len(header)} columns"
-        if not header and (problem or cells is None):
-            problem = problem or "there is none" + "".join(f"; {reject.reason}" for reject in drawn.broken[:1])
+        if not header and (problem or drawn.broken or cells is None):
+            problem = problem or (drawn.broken[0].reason if drawn.broken else "there is none")
             raise ValueError(f"source {source.path}: the line of column names cannot be read ({problem})")
         if problem:
             yield Reject(str(source.path), *drawn.taken[0][:2], problem)

@@ -43,7 +43,7 @@ def test_matinf(tmp_path: Path, name: str, split: str) -> None:
     path = tmp_path / name
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     first, second, bad, last = _rows(path, "matinf")
-    assert first == Record("宝宝腹泻怎么办 两岁，拉了三次,有水", "多喝口服补液盐。", "腹泻", split=split)
+    assert first == Record("宝宝腹泻怎么办，两岁，拉了三次,有水", "多喝口服补液盐。", "腹泻", split=split)
     assert second == Record("孕期能喝茶吗？", "淡茶可以少喝。", "孕期保健", split=split)
     assert isinstance(bad, Reject) and (bad.line, bad.reason) == (4, "3 cells in a row of 5 columns")
     assert last == Record("什么时候长牙", "六个月左右。", "0-1岁", split=split)

@@ -63,9 +63,9 @@ def test_long_sections_are_titled_and_short_ones_share_a_passage() -> None:
     long = SENTENCE * 3
     found = list(documents.passages("叶酸片", [("剂型", "片剂"), ("规格", "0.4mg"), ("用法", long), ("", SENTENCE), ("贮藏", "密封")]))
     assert [(each.title, each.text) for each in found] == [
-        ("叶酸片 剂型、规格", "剂型：片剂\n规格：0.4mg"),
-        ("叶酸片 用法", long),
-        ("叶酸片 贮藏", f"{SENTENCE}\n贮藏：密封"),
+        ("叶酸片：剂型、规格", "剂型：片剂\n规格：0.4mg"),
+        ("叶酸片：用法", long),
+        ("叶酸片：贮藏", f"{SENTENCE}\n贮藏：密封"),
     ]
     assert len({each.id for each in found}) == 3
     assert [each.id for each in found] == [
@@ -81,15 +81,15 @@ def test_monographs(tmp_path: Path) -> None:
     first, second, number, bare, last = _rows(path, "drug_monographs")
     assert first == Document(
         "药品类型：维生素\n剂型：片剂：0.4mg",
-        "叶酸片 药品类型、剂型",
-        documents.identity("叶酸片 药品类型、剂型", "药品类型：维生素\n剂型：片剂：0.4mg"),
+        "叶酸片：药品类型、剂型",
+        documents.identity("叶酸片：药品类型、剂型", "药品类型：维生素\n剂型：片剂：0.4mg"),
     )
-    assert isinstance(second, Document) and second.title == "叶酸片 适应证"
+    assert isinstance(second, Document) and second.title == "叶酸片：适应证"
     assert second.text == f"{SENTENCE * 2}1.孕前三个月开始服用。"
     assert isinstance(number, Reject) and number.reason == "a JSON int stands where a text is needed" and number.line == 3
     assert isinstance(bare, Reject) and bare.reason.startswith("a monograph needs its name")
     assert isinstance(last, Document) and (last.title, last.text) == (
-        "维生素B6 别名、用法用量",
+        "维生素B6：别名、用法用量",
         "别名：维生素B6；吡哆辛；\n用法用量：口服，一日一次。",
     )
 
@@ -133,10 +133,10 @@ def test_markdown_pages(tmp_path: Path) -> None:
     path.write_text(PAGE, encoding="utf-8")
     found = _rows(path, "page")
     assert [(row.title, row.text.startswith(SENTENCE)) for row in found if isinstance(row, Document)] == [
-        ("母乳喂养 开始", True),
-        ("母乳喂养 开始 早产儿", False),
-        ("母乳喂养 断奶", False),
-        ("母乳喂养 附录 没有正文", False),
+        ("母乳喂养：开始", True),
+        ("母乳喂养：开始：早产儿", False),
+        ("母乳喂养：断奶", False),
+        ("母乳喂养：附录：没有正文", False),
     ]
     written = "".join(f"{row.title}{row.text}" for row in found if isinstance(row, Document))
     assert all(_bare(word) in _bare(written) for word in re.findall(r"[\u4e00-\u9fff]+", PAGE)), "no heading and no line is lost"
@@ -149,7 +149,7 @@ def test_text_pages_are_named_by_their_file(tmp_path: Path) -> None:
     assert isinstance(row, Document) and row.title == "饮食" and row.text == SENTENCE * 3
     path.write_text(f"开头说一句。\n第二章 运动\n{SENTENCE * 3}\n一、散步\n{SENTENCE * 3}\n", encoding="gb18030")
     found = [row for row in documents.read_page(Source(path, "page", "gb18030", "x")) if isinstance(row, Document)]
-    assert [row.title for row in found] == ["产后", "产后 第二章 运动", "产后 第二章 运动 一、散步"]
+    assert [row.title for row in found] == ["产后", "产后：第二章 运动", "产后：第二章 运动：一、散步"]
 
 
 def test_a_folder_of_pages(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_real_monographs() -> None:
     assert 7000 < len(found) < 10_000 and all(isinstance(row, Document) for row in found)
     pages = json.loads(path.read_text("utf-8"))
     names = {page.split("\n", 1)[0].strip() for page in pages}
-    titled = {row.title.split(" ")[0] for row in found if isinstance(row, Document)}
-    assert len({name.split(" ")[0] for name in names} & titled) > 0.98 * len(titled)
+    titled = {row.title.split("：")[0] for row in found if isinstance(row, Document)}
+    assert len({name.split("：")[0] for name in names} & titled) > 0.98 * len(titled)
     limit = documents.PASSAGE_CHARACTERS + documents.TAIL_CHARACTERS
     assert all(0 < len(row.text) <= limit + documents.SHORT_CHARACTERS for row in found if isinstance(row, Document))
     written = _bare("".join(row.text for row in found if isinstance(row, Document))) + "".join(titled)

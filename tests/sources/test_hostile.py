@@ -123,7 +123,7 @@ def test_any_damage_is_contained(tmp_path: Path, data: st.DataObject, name: str,
     for row in found:
         if isinstance(row, Reject):
             assert row.file == str(path) and row.line >= 1 and row.byte >= 0
-            assert packing or (row.byte <= len(content) and row.line <= content.count(b"\n") + 1)
+            assert packing or (row.byte <= len(packed) and row.line <= packed.count(b"\n") + 1)
         else:
             assert isinstance(row, Record)
             (row.question + row.answer + row.id).encode("utf-8")

@@ -182,6 +182,7 @@ def test_names(name: str, expected: tuple[str, str]) -> None:
         ("繁體中文：頭痛應該怎麼辦？多喝水。".encode("gb18030"), "gb18030"),
         (('["' + "头痛怎么办，" * 20_000 + '", "').encode() + b'\xff", "' + "胃痛".encode() + b'"]', "utf-8-sig"),
         ("头".encode() * 400_000, "utf-8-sig"),
+        (b"ascii\n" * 400_000 + "头痛怎么办？\n".encode("gb18030"), "gb18030"),
     ],
 )
 def test_encodings(tmp_path: Path, content: bytes, expected: str) -> None:

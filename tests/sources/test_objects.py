@@ -57,7 +57,7 @@ WEBTEXT = {
     ("kind", "row", "expected"),
     [
         ("huatuo_llama", {"instruction": "头痛怎么办", "input": "", "output": "休息"}, [Record("头痛怎么办", "休息")]),
-        ("huatuo_llama", {"instruction": "回答问题", "input": "头痛怎么办", "output": "休息"}, [Record("回答问题 头痛怎么办", "休息")]),
+        ("huatuo_llama", {"instruction": "回答问题", "input": "头痛怎么办", "output": "休息"}, [Record("回答问题，头痛怎么办", "休息")]),
         ("huatuo_llama", {"instruction": "头痛怎么办", "input": None, "output": "休息"}, [Record("头痛怎么办", "休息")]),
         ("huatuo_llama", {"instruction": "头痛怎么办", "output": "休息"}, [Record("头痛怎么办", "休息")]),
         ("chatmed", {"query": "叶酸怎么吃", "response": "每天一片。"}, [Record("叶酸怎么吃", "每天一片。")]),
@@ -140,7 +140,7 @@ def test_a_declared_form_refuses_rows_of_another(tmp_path: Path) -> None:
 def test_named_columns_are_read_from_objects(tmp_path: Path) -> None:
     rows = [{"t": "头痛", "q": "疼了三天", "a": "休息"}, {"t": "头痛", "a": "休息"}, {"t": 1, "q": "b", "a": "c"}]
     first, second, third = _rows(_write(tmp_path / "a.jsonl", *rows), "jsonl", (("question", "t+q"), ("answer", "a")))
-    assert first == Record("头痛 疼了三天", "休息")
+    assert first == Record("头痛，疼了三天", "休息")
     assert isinstance(second, Reject) and "no column 'q'" in second.reason
     assert isinstance(third, Reject) and third.reason == "t must be a string, not int"
     assert _rows(_write(tmp_path / "b.jsonl", {"body": "痛风少吃海鲜。", "name": "痛风"}), "jsonl", (("text", "body"), ("title", "name"))) == [

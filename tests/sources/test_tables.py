@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 from reading import put, rejects, rows
 
-from medrag.sources import Document, Record, Reject, lines, read, recognise, tables
+from medrag.sources import Document, Record, Reject, Source, lines, read, recognise, tables
 from medrag.sources.fields import from_columns, from_fields, identifier
 
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -65,7 +65,7 @@ def test_fields_that_make_none(fields: dict[str, Any], message: str) -> None:
 
 def test_columns_are_joined() -> None:
     row = {"title": "头痛", "ask": "疼了三天", "a+b": "加", "n": 1, "none": None}
-    assert from_columns(row, (("text", "title+ask"),)) == Document("头痛 疼了三天")
+    assert from_columns(row, (("text", "title+ask"),)) == Document("头痛，疼了三天")
     assert from_columns(row, (("text", "a+b"),)) == Document("加"), "a column that is there goes before one that is made"
     assert from_columns(row, (("text", "none+ask"),)) == Document("疼了三天")
     for column, message in (("title+nose", "no column 'nose'; present: title, ask"), ("title+n", "n must be a string, not int")):
@@ -84,7 +84,7 @@ def test_columns_are_joined() -> None:
         ("\ufeffid, question ,answer", "a1,头痛怎么办？,多休息", Record("头痛怎么办？", "多休息", "", "a1")),
         ("Question,Answer,x", "头痛,休息,y", Record("头痛", "休息")),
         ("问题,回答,科室", "头痛,休息,内科", Record("头痛", "休息", "内科")),
-        ("instruction,input,output", "回答,头痛,休息", Record("回答 头痛", "休息")),
+        ("instruction,input,output", "回答,头痛,休息", Record("回答，头痛", "休息")),
         ("query,response,,", "头痛,休息,,", Record("头痛", "休息")),
         ("title,text,id", "头痛,多休息。,7", Document("多休息。", "头痛", "7")),
         ("id\tquestion\tanswer", '1\t头痛，"左"边\t多休息,多喝水', Record('头痛，"左"边', "多休息,多喝水", "", "1")),
@@ -98,9 +98,9 @@ def test_columns_are_recognised(tmp_path: Path, header: str, cells: str, expecte
 
 def test_columns_are_named(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", "title,ask,answer,reply,nr\n头痛,疼了三天,不对,休息,7\n")
-    assert rows(path) == [Record("头痛 疼了三天", "不对")]
+    assert rows(path) == [Record("头痛，疼了三天", "不对")]
     assert rows(path, "csv,question=title,answer=reply,id=nr") == [Record("头痛", "休息", "", "7")]
-    assert rows(path, "csv,text=ask+reply,title=title") == [Document("疼了三天 休息", "头痛")]
+    assert rows(path, "csv,text=ask+reply,title=title") == [Document("疼了三天，休息", "头痛")]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,16 @@ def test_columns_missing_or_doubled(tmp_path: Path, header: str, kind: str, mess
     assert str(path) in str(caught.value)
 
 
+def test_no_line_of_column_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LINE_LIMIT_BYTES", 50)
+    for content, message in (("x" * 60 + "\na,b\n", "a line of more than 50 bytes"), ('""\n', "are not known"), ("\n \n", "nothing but blanks")):
+        with pytest.raises(ValueError, match=message):
+            rows(put(tmp_path / "a.csv", content), "csv")
+    blank = put(tmp_path / "a.csv", "\n \n")
+    with pytest.raises(ValueError, match="are not known"):
+        list(tables.KINDS["csv"].read(Source(blank, "csv", "utf-8-sig", "a")))
+
+
 # -- rows
 
 
@@ -141,7 +151,7 @@ def test_toyhom_csv_in_gb18030(tmp_path: Path) -> None:
     assert (source.kind, source.encoding) == ("toyhom_csv", "gb18030")
     assert list(read(source)) == [
         Record("高血压能吃党参吗？ 我有高血压这两天女婿来的时候给我拿了些党参泡水喝", "高血压病人可以口服党参的。", "心血管科", source="sample"),
-        Record('头痛 疼了三天,很"重"\n第二行', "", "内科", source="sample"),
+        Record('头痛，疼了三天,很"重"\n第二行', "", "内科", source="sample"),
         Record("孕期能喝咖啡吗？", "少喝。", "产科", source="sample"),
     ]
 
@@ -214,7 +224,7 @@ def test_an_open_quote_in_long_lines(tmp_path: Path) -> None:
     long = "长" * 9_000
     content = f'question,answer\n"开,b\n{long},1\n' + f"{long},2\n" * 20
     found = rows(put(tmp_path / "a.csv", content))
-    assert [(line, byte) for line, byte, _ in rejects(found)] == [(2, 16)]
+    assert rejects(found) == [(2, 16, "a quote that is not closed within 200 lines or 100000 characters")]
     assert [row.answer for row in found if isinstance(row, Record)] == ["1"] + ["2"] * 20
 
 
@@ -294,7 +304,7 @@ def test_parquet(tmp_path: Path) -> None:
     source = recognise(str(path))
     assert (source.kind, source.encoding, source.name) == ("parquet", "", "a")
     assert rows(path) == [Record(f"问{number}", f"答{number}", "", str(number)) for number in range(many)]
-    assert rows(path, "parquet,text=question+answer")[7] == Document("问7 答7")
+    assert rows(path, "parquet,text=question+answer")[7] == Document("问7，答7")
 
 
 def test_bad_cells_of_parquet(tmp_path: Path) -> None:
