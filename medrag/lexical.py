@@ -14,6 +14,7 @@ from medrag import text
 from medrag.text import Segmenter, Synonyms
 
 UNITS = ("words", "characters", "both")
+RUN = 64
 
 
 class Lexical:
@@ -91,12 +92,18 @@ class Lexical:
 
 
 def best(scores_N: npt.NDArray[np.float32], k: int) -> list[int]:
-    """Rows of the ``k`` highest scores above zero, best first; ties in row order."""
-    k = min(k, len(scores_N))
-    if k == 0:
-        return []
-    limit = np.partition(scores_N, -k)[-k]
-    above = np.flatnonzero(scores_N > limit)
-    chosen = np.concatenate([above, np.flatnonzero(scores_N == limit)[: k - len(above)]])
-    chosen = chosen[scores_N[chosen] > 0]
+    """Rows of the ``k`` highest scores above zero, best first; ties in row order.
+
+    The k-th highest of the maxima of runs of ``RUN`` rows is a lower bound of the k-th highest score: few rows reach it, and only they are sorted.
+    """
+    runs = len(scores_N) // RUN
+    least = np.float32(0)
+    if 0 < k <= runs:
+        least = np.partition(scores_N[: runs * RUN].reshape(runs, RUN).max(axis=1), -k)[-k]
+    chosen = np.flatnonzero(scores_N >= least if least > 0 else scores_N > 0)
+    if k < len(chosen):
+        some = scores_N[chosen]
+        limit = np.partition(some, -k)[-k] if k else np.inf
+        above = np.flatnonzero(some > limit)
+        chosen = chosen[np.concatenate([above, np.flatnonzero(some == limit)[: k - len(above)]])]
     return [int(row) for row in chosen[np.lexsort((chosen, -scores_N[chosen]))]]

@@ -134,3 +134,14 @@ def test_best_rows_in_order_and_ties_by_row(scores: list[float], k: int) -> None
     array: npt.NDArray[np.float32] = np.asarray(scores, dtype=np.float32)
     want = [row for row in sorted(range(len(scores)), key=lambda row: (-scores[row], row)) if scores[row] > 0][:k]
     assert best(array, k) == want
+
+
+def test_the_best_rows_are_those_of_a_full_sort() -> None:
+    """Many ties, runs of zeros, and more rows than fit a whole number of runs."""
+    random = np.random.default_rng(7)
+    for count in (1, 63, 64, 65, 200, 1000):
+        for highest in (1, 3, 1000):
+            scores = random.integers(0, highest + 1, count).astype(np.float32)
+            order = sorted((row for row in range(count) if scores[row] > 0), key=lambda row: (-scores[row], row))
+            for k in (0, 1, 2, 15, 16, 50, count, count + 5):
+                assert best(scores, k) == order[:k]

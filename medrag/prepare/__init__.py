@@ -9,6 +9,7 @@ on where a killed run stopped. Rows stream, so memory depends on the size of a s
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def prepare(sources: Sequence[Source], config: Config, store: Path, progress: bo
         return found
 
     work = Work(store / "corpus" / f".work-{key[:12]}", config, tuple(sources))
+    for other in sorted(path for path in (store / "corpus").glob(".work-*") if path != work.folder):
+        print(f"left by a run with other settings or sources that was stopped: {other}; delete it to free its disk", file=sys.stderr)
     work.begin()
     try:
         with Workers(working or workers.Config()) as crew:
@@ -77,7 +80,7 @@ def _prepare(work: Work, crew: Workers, store: Path, key: str, segmenter: Segmen
     questions, answers = (_near(work, crew, side, getattr(table, side), progress) for side in groups.SIDES)
     plan = groups.plan(table, questions, answers, work.config)
     checked = groups.check_leaks(table, questions, answers, plan.example, plan.split)
-    write.save_plan(work, table, plan, answers.near)
+    write.save_plan(work, table, plan, questions, answers)
     work.run(crew, "write", write.write, names, " shards", progress)
     if work.config.negatives:
         work.run(crew, "index", write.index, write.blocks(work), " blocks", progress)

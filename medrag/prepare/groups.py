@@ -174,7 +174,9 @@ def plan(table: Table, questions: Near, answers: Near, config: Config) -> Plan:
         dropped[rule] = np.flatnonzero(where & alive)
         alive[where] = False
 
-    drop("id of another record", record & (answers.same != answers.same[same(np.where(query, 0, table.own_id))]))
+    other_id = answers.same != answers.same[same(np.where(query, 0, table.own_id))]
+    drop("id of another record", record & other_id)
+    drop("id of another document", (table.kind == DOCUMENT) & other_id)
     keeper = rows.copy()
     if config.duplicate_pairs:
         # What is declared for a held-out split stays, whatever stands before it.
@@ -251,8 +253,10 @@ def _groups(table: Table, questions: Near, answers: Near, alive: Bools, drawn: B
     asking = np.flatnonzero(drawn)
     links = np.flatnonzero((named >= 0) & ~table.named_negative & drawn[table.named_by])
     tied = same(np.where(drawn, table.tie, 0))
+    # Through the first of these rows, not through the label's own: that may be a row that was dropped, and would join what has nothing in common.
+    same_asked, same_told = (some[duplicates.smallest(near[some])] for some, near in ((asking, questions.near), (told, answers.near)))
     first = np.concatenate([asking, told, table.named_by[links], asking])
-    second = np.concatenate([questions.near[asking], answers.near[told], named[links], tied[asking]])
+    second = np.concatenate([same_asked, same_told, named[links], tied[asking]])
     return duplicates.components(table.count, first, second)
 
 
@@ -293,7 +297,7 @@ def check_leaks(table: Table, questions: Near, answers: Near, example: Rows, spl
         np.maximum.at(high, near.same[used], stands[used])
         for first, second in ((np.arange(table.count), near.same), (near.first_E, near.second_E)):
             one, other = near.same[first], near.same[second]
-            both = (high[one] > 0) & (high[other] > 0)
+            both = (first != second) & (high[one] > 0) & (high[other] > 0)
             leak = np.flatnonzero(both & (np.maximum(high[one], high[other]) != np.minimum(low[one], low[other])))
             checked += int(both.sum())
             if len(leak):

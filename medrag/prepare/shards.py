@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,11 @@ class Shards:
             stream.seek(self._starts(name)[number - self.base[shard]])
             row: dict[str, Any] = json.loads(stream.readline().decode("utf-8", "surrogatepass"))
         return row
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name; unlike ``asdict`` it copies nothing."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def example_of(row: dict[str, Any]) -> Example:

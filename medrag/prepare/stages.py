@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from medrag import cleaning, duplicates, files, privacy, sources, text
 from medrag.prepare.settings import Config
-from medrag.prepare.shards import SAMPLES, SHARD_ROWS, Work, added, read_rows, save_arrays, write_rows
-from medrag.sources import SPLITS, Document, Query, Record, Reject
+from medrag.prepare.shards import SAMPLES, SHARD_ROWS, Work, added, fields_of, read_rows, save_arrays, write_rows
+from medrag.sources import SPLITS, Document, Record, Reject
 
 KINDS = ("record", "document", "query")
 """what a row is; arrays hold the place in this list"""
@@ -49,11 +48,11 @@ def read(work: Work, name: str) -> None:
         for row in sources.read(work.sources[int(name)]):
             if isinstance(row, Reject):
                 counts["rejects"] += 1
-                rejects.write(json.dumps(_fields(row), ensure_ascii=False) + "\n")
+                rejects.write(json.dumps(fields_of(row), ensure_ascii=False) + "\n")
                 continue
             kind = "record" if isinstance(row, Record) else "document" if isinstance(row, Document) else "query"
             counts[kind] += 1
-            some.append({"kind": kind, **_fields(row)})
+            some.append({"kind": kind, **fields_of(row)})
             if len(some) == SHARD_ROWS:
                 write_rows(work.path("read", f"{name}-{shards:05d}.jsonl"), some)
                 some, shards = [], shards + 1
@@ -61,10 +60,6 @@ def read(work: Work, name: str) -> None:
         write_rows(work.path("read", f"{name}-{shards:05d}.jsonl"), some)
         shards += 1
     work.finish("read", name, {"shards": shards, **counts})
-
-
-def _fields(row: Record | Document | Query | Reject) -> dict[str, Any]:
-    return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
 def clean(work: Work, name: str) -> None:
@@ -84,7 +79,7 @@ def clean(work: Work, name: str) -> None:
             changed |= dict.fromkeys(rules)
             for rule, before in rules.items():
                 if len(samples[rule]) < SAMPLES:
-                    samples[rule].append({"before": text.shorten(before, 300), "after": text.shorten(row[field], 300)})
+                    samples[rule].append({"before": text.shorten(privacy.redact(before)[0], 300), "after": text.shorten(row[field], 300)})
         if "answers" in row:
             row["answers"] = [_cleaned(answer, cleaner, work.config, True, personal)[0] for answer in row["answers"]]
         if row.get("department"):
@@ -98,7 +93,7 @@ def clean(work: Work, name: str) -> None:
 
 
 def _cleaned(raw: str, cleaner: cleaning.Cleaner, config: Config, is_answer: bool, personal: Counter[str]) -> tuple[str, dict[str, str]]:
-    """The text, and for each rule that changed it, what it was before, without personal data."""
+    """The text, and for each rule that changed it, what it was before."""
     found, rules = cleaner.clean(raw)
     if is_answer and config.clean.advertisements:
         kept, dropped = cleaner.without_advertisements(found)
@@ -107,7 +102,7 @@ def _cleaned(raw: str, cleaner: cleaning.Cleaner, config: Config, is_answer: boo
     if config.privacy:
         found, kinds = privacy.redact(found)
         personal.update(kinds)
-    return found, dict.fromkeys(rules, privacy.redact(raw)[0] if rules else "")
+    return found, dict.fromkeys(rules, raw)
 
 
 def _sampled_edges(work: Work, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -157,7 +152,7 @@ def sign(work: Work, name: str) -> None:
         if rule:
             counts["dropped"][rule] += 1
             if len(samples[rule]) < SAMPLES:
-                samples[rule].append(_sample(row))
+                samples[rule].append(sample(row))
             continue
         if row["kind"] == "record":
             counts["departments"][row["department"]] += 1
@@ -185,12 +180,12 @@ def keys(row: dict[str, Any]) -> tuple[str, str]:
 
 def _broken_rule(kind: str, question: str, answer: str, config: Config) -> str:
     """The first rule that drops a row, or nothing. Documents and mapped questions are dropped only where they are empty."""
-    if kind != "document" and not question:
-        return "question empty"
-    if kind != "query" and not answer:
-        return "answer empty"
-    if kind != "record":
-        return ""
+    if kind == "document":
+        return "" if answer else "document empty"
+    if kind == "query":
+        return "" if question else "mapped question empty"
+    if not question or not answer:
+        return "answer empty" if question else "question empty"
     for part, size, least, most in (
         ("question", len(question), config.question_characters_min, config.question_characters_max),
         ("answer", len(answer), config.answer_characters_min, config.answer_characters_max),
@@ -202,7 +197,8 @@ def _broken_rule(kind: str, question: str, answer: str, config: Config) -> str:
     return "answer repeats the question" if config.echoes and answer == question else ""
 
 
-def _sample(row: dict[str, Any]) -> dict[str, str]:
+def sample(row: dict[str, Any]) -> dict[str, str]:
+    """What is shown of a row."""
     said = row.get("answer", row.get("text", ""))
     return {"question": text.shorten(row.get("question", ""), 200), "answer": text.shorten(said, 300), "source": row["source"]}
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from medrag.duplicates import BANDS
 from medrag.prepare.groups import SIDES, Near, Plan, Table
 from medrag.prepare.shards import SAMPLES, Counts, Shards, Work, added
-from medrag.prepare.stages import RULES, TERM_WORDS, rejects_of
+from medrag.prepare.stages import RULES, TERM_WORDS, rejects_of, sample
 from medrag.sources import SPLITS, source_files
 
 LENGTH_BINS = (5, 10, 15, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480, 640, 960, 1280, 2560, 5120, 10_000_000)
@@ -172,12 +172,8 @@ def _samples(shards: list[dict[str, list[dict[str, str]]]], plan: Plan, work: Wo
     """A few rows that each rule dropped, those dropped by comparison among them."""
     found, row = _first_samples(shards), Shards(work)
     for rule, rows in plan.dropped.items():
-        found |= {rule: [_shown(row[number]) for number in rows[:SAMPLES].tolist()]} if len(rows) else {}
+        found |= {rule: [sample(row[number]) for number in rows[:SAMPLES].tolist()]} if len(rows) else {}
     return found
-
-
-def _shown(row: dict[str, Any]) -> dict[str, str]:
-    return {"question": row["question"][:200], "answer": row.get("answer", "")[:300], "source": row["source"]}
 
 
 def _class(reason: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy.typing as npt
 
 from medrag import files, text
 from medrag.lexical import Lexical
-from medrag.prepare.groups import Plan, Table
-from medrag.prepare.shards import Shards, Work, example_of, load_arrays, read_rows, save_arrays, write_rows
+from medrag.prepare.groups import RECORD, Near, Plan, Table
+from medrag.prepare.shards import Shards, Work, example_of, fields_of, load_arrays, read_rows, save_arrays, write_rows
 from medrag.prepare.stages import SPLIT_CODES
 from medrag.sources import SPLITS
 from medrag.text import Segmenter
@@ -32,12 +33,16 @@ _BLOCKS = "blocks.json"
 _PLAN = ("passage", "example", "split", "group", "same_id", "named")
 
 
-def save_plan(work: Work, table: Table, plan: Plan, near_answer: npt.NDArray[np.int64]) -> None:
+def save_plan(work: Work, table: Table, plan: Plan, questions: Near, answers: Near) -> None:
     """Put down what every shard needs, so that any process can read its part."""
     folder = work.folder / "plan"
     folder.mkdir(exist_ok=True)
     members = np.argsort(plan.example, kind="stable")
     named_order = np.argsort(table.named_by, kind="stable")
+    told = np.flatnonzero((table.kind == RECORD) & (plan.passage >= 0))
+    links = np.flatnonzero((plan.named >= 0) & ~table.named_negative)
+    asked = questions.near[np.concatenate([told, table.named_by[links]])]
+    right = np.unique(np.stack([asked, plan.group[np.concatenate([plan.passage[told], plan.named[links]])]]), axis=1)
     arrays = {
         **{name: getattr(plan, name) for name in _PLAN},
         "named": plan.named[named_order],
@@ -45,8 +50,11 @@ def save_plan(work: Work, table: Table, plan: Plan, near_answer: npt.NDArray[np.
         "named_negative": table.named_negative[named_order],
         "members": members,
         "example_of_member": plan.example[members],
-        "near_answer": near_answer,
-        "crowd": np.bincount(near_answer[plan.passage == np.arange(table.count)], minlength=table.count),
+        "near_question": questions.near,
+        "right_question": right[0],
+        "right_group": right[1],
+        "near_answer": answers.near,
+        "crowd": np.bincount(answers.near[plan.passage == np.arange(table.count)], minlength=table.count),
         "question": table.question,
         "answer": table.answer,
     }
@@ -59,7 +67,13 @@ class _Planned(Shards):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self.plan: dict[str, npt.NDArray[Any]] = {path.stem: np.load(path, mmap_mode="r") for path in (work.folder / "plan").iterdir()}
+        paths = (work.folder / "plan").iterdir()
+        self.plan: dict[str, npt.NDArray[Any]] = {path.stem: np.load(path, mmap_mode="r").view(np.ndarray) for path in paths}
+        self.own: dict[int, dict[str, Any]] = {}
+        """the rows of the shard in hand"""
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.own[number] if number in self.own else super().__getitem__(number)
 
     def members(self, example: int) -> list[int]:
         where = self.plan["example_of_member"]
@@ -73,6 +87,11 @@ class _Planned(Shards):
         where = self.plan["named_by"]
         some = slice(np.searchsorted(where, query), np.searchsorted(where, query, "right"))
         return [int(row) for row in self.plan["named"][some][self.plan["named_negative"][some] == negative]]
+
+    def right_groups(self, number: int) -> list[int]:
+        """The groups of all passages that answer what this row asks, or nearly that, whoever asks it."""
+        asked, where = self.plan["near_question"][number], self.plan["right_question"]
+        return [int(group) for group in self.plan["right_group"][np.searchsorted(where, asked) : np.searchsorted(where, asked, "right")]]
 
     def name(self, number: int, row: dict[str, Any], letter: str) -> str:
         """The id of the passage (letter p) or example (e) that a row names: its own where it has one, else by the hash of its text."""
@@ -96,10 +115,11 @@ def write(work: Work, name: str) -> None:
     examples: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     rejects: list[dict[str, Any]] = []
     sampled = 0
-    for number, row in enumerate(read_rows(work.path("sign", f"{name}.jsonl")), first):
+    rows.own = dict(enumerate(read_rows(work.path("sign", f"{name}.jsonl")), first))
+    for number, row in rows.own.items():
         if plan["passage"][number] == number:
             passage = _passage(rows, number, row)
-            passages.append(asdict(passage))
+            passages.append(fields_of(passage))
             groups.append(int(plan["group"][number]))
             lengths[len(passage.text)] += 1
             if plan["answer"][number] % every == 0:
@@ -114,7 +134,7 @@ def write(work: Work, name: str) -> None:
         elif plan["example"][number] == number:
             example, exclude = _example(rows, number)
             split = SPLIT_CODES[plan["split"][number]]
-            examples[split].append({"example": asdict(example), "exclude": exclude})
+            examples[split].append({"example": fields_of(example), "exclude": exclude})
             counts["splits"][split] += 1
             counts["unanswerable"][split] += not example.positives
             counts[split][example.label] += 1
@@ -145,15 +165,13 @@ def _example(rows: _Planned, number: int) -> tuple[Example, list[int]]:
     answers: list[str] = []
     passages: dict[int, dict[str, Any]] = {}
     negatives: dict[int, dict[str, Any]] = {}
-    exclude: set[int] = set()
+    exclude = {*rows.right_groups(number)}
     for member in rows.members(number):
         row = first if member == number else rows[member]
-        exclude.add(int(rows.plan["group"][member]))
         found = {where: rows[where] for where in ([rows.passage(member)] if row["kind"] == "record" else rows.named(member, False))}
         answers += [row["answer"]] if row["kind"] == "record" else row["answers"] or [_said(passage) for passage in found.values()]
         passages |= found
         negatives |= {where: rows[where] for where in rows.named(member, True) if where >= 0}
-    exclude |= {int(rows.plan["group"][where]) for where in passages}
     source, asked = first["source"], first["question"]
     if first["kind"] == "record":
         asked += first["answer"]
@@ -219,7 +237,8 @@ def mine(work: Work, name: str) -> None:
     if config.negatives:
         block = _block_of(work)[name]
         arrays = load_arrays(work.path("index", f"{block}.npz"))
-        lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words", len(arrays["id"]))
+        group_of, id_of = arrays["group"].tolist(), arrays["id"].tolist()
+        lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words", len(id_of))
 
     def mined() -> Iterator[dict[str, Any]]:
         for row in read_rows(work.path("write", f"{name}.train.jsonl")):
@@ -227,12 +246,12 @@ def mine(work: Work, name: str) -> None:
             wrong = list(example.negatives[: config.negatives])
             given = len(wrong)
             if example.positives and given < config.negatives:
-                for place in lexical.search(example.question, config.negatives_depth):
-                    if arrays["group"][place] not in row["exclude"] and arrays["id"][place] not in example.positives:
-                        wrong.append(str(arrays["id"][place]))
-            chosen = text.unique(wrong)[: config.negatives]
-            counts.update(questions=1, negatives=len(chosen), without=not chosen, from_source=given)
-            yield asdict(replace(example, negatives=chosen))
+                exclude = set(row["exclude"])
+                found = (place for place in lexical.search(example.question, config.negatives_depth) if group_of[place] not in exclude)
+                right = (id_of[place] for place in found if id_of[place] not in example.positives and id_of[place] not in wrong)
+                wrong += islice(right, config.negatives - given)
+            counts.update(questions=1, negatives=len(wrong), without=not wrong, from_source=given)
+            yield fields_of(replace(example, negatives=tuple(wrong)))
 
     write_rows(work.path("mine", f"{name}.jsonl"), mined())
     work.finish("mine", name, counts)

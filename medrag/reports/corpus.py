@@ -64,6 +64,8 @@ NAMES = {
     "read": "读入 read",
     "question empty": "问题为空 question empty",
     "answer empty": "回答为空 answer empty",
+    "document empty": "文档为空 document empty",
+    "mapped question empty": "映射的问题为空 mapped question empty",
     "question too short": "问题过短 question too short",
     "question too long": "问题过长 question too long",
     "answer too short": "回答过短 answer too short",

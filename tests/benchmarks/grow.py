@@ -5,7 +5,7 @@
 Rows are JSON lines ``{"question", "answer", "department"}``. The first are the real rows of four sources, in an order drawn from the seed. Each
 row after them is one of these:
 
-- an exact copy of an earlier pair (``COPIES``: of the real rows, 4,199 of 25,967 are such),
+- an exact copy of an earlier pair (``COPIES``: with the second Toyhom file, which overlaps the first, 4,199 of 25,967 real rows are such),
 - an earlier pair with a sentence gone or one to three characters changed in the answer, and in half of them a character in the question, too
   (``NEAR``),
 - otherwise new: the outline of a real pair, with every piece of its texts replaced by a piece of another real text. Pieces of answers are
@@ -175,7 +175,7 @@ def grower(data: Path, seed: int = 0, real_first: int | None = None) -> Grower:
     real = real_rows(data)
     Random(seed).shuffle(real)
     questions, answers = [clauses(question) for question, _, _ in real], [text.sentences(answer) for _, answer, _ in real]
-    cut = [(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    cut = list(zip(questions, answers, strict=True))
     whole = [number for number, (question, answer) in enumerate(cut) if question and answer]
     real = [real[number] for number in whole]
     outlines = [([len(piece) for piece in cut[number][0]], [len(piece) for piece in cut[number][1]]) for number in whole]
