@@ -86,7 +86,7 @@ def test_hashes_tell_texts_apart_and_only_the_empty_one_is_zero(texts: list[str]
 @ours
 def test_a_sketch_does_not_depend_on_the_texts_beside_it(texts: list[str]) -> None:
     signatures, bands = duplicates.sketch(texts)
-    assert (signatures.dtype, bands.dtype) == (np.uint8, np.uint32)
+    assert signatures.dtype == np.uint8 and bands.dtype == np.uint32
     assert signatures.shape == (len(texts), duplicates.PERMUTATIONS) and bands.shape == (len(texts), duplicates.BANDS)
     for row, text in enumerate(texts):
         alone_signature, alone_bands = duplicates.sketch([text])

@@ -78,12 +78,12 @@ def clean(work: Work, name: str) -> None:
             row[field], rules = _cleaned(row[field], cleaner, work.config, field == "answer", personal)
             changed |= dict.fromkeys(rules)
             for rule, before in rules.items():
-                if len(samples[rule]) < SAMPLES:
-                    samples[rule].append({"before": text.shorten(privacy.redact(before)[0], 300), "after": text.shorten(row[field], 300)})
+                if len(samples[rule]) < SAMPLES and (shown := _without_personal_data(before, cleaner)):
+                    samples[rule].append({"before": text.shorten(shown, 300), "after": text.shorten(row[field], 300)})
         if "answers" in row:
             row["answers"] = [_cleaned(answer, cleaner, work.config, True, personal)[0] for answer in row["answers"]]
         if row.get("department"):
-            row["department"] = cleaner.clean(row["department"])[0]
+            row["department"] = _cleaned(row["department"], cleaner, work.config, False, personal)[0]
         edits.update(changed.keys())
         rows.append(row)
     write_rows(work.path("clean", f"{name}.jsonl"), rows)
@@ -103,6 +103,12 @@ def _cleaned(raw: str, cleaner: cleaning.Cleaner, config: Config, is_answer: boo
         found, kinds = privacy.redact(found)
         personal.update(kinds)
     return found, dict.fromkeys(rules, raw)
+
+
+def _without_personal_data(raw: str, cleaner: cleaning.Cleaner) -> str:
+    """A raw text that may be shown; empty where something personal shows only once it is cleaned, as in ``139<b>1234</b>5678``."""
+    shown, kinds = privacy.redact(raw)
+    return shown if kinds == privacy.redact(cleaner.clean(raw)[0])[1] else ""
 
 
 def _sampled_edges(work: Work, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from preparing import contents, many, published, run
+from preparing import Row, contents, many, published, run
 
 from medrag import files
 
@@ -16,12 +16,13 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Rows that are doubles, that are dropped, that hold personal data, and that cannot be read."""
     folder = tmp_path_factory.mktemp("raw")
     for number in range(4):
-        rows = [
+        rows: list[Row] = [
             *many(30, number),
             *many(10, number - 1),
             {"question": "头痛怎么办呢", "answer": f"&lt;b&gt;多休息&lt;/b&gt;，电话13912345{number}78。"},
         ]
-        files.write_jsonl(folder / f"part{number}.jsonl", [*rows, {"question": "发烧", "answer": "短"}, {"question": 7, "answer": "短"}])
+        rows += [{"question": "发烧", "answer": "短"}, {"question": 7, "answer": "短"}]
+        files.write_jsonl(folder / f"part{number}.jsonl", rows)
     return [str(path) for path in sorted(folder.iterdir())]
 
 

@@ -14,9 +14,11 @@ import pytest
 from preparing import ALONE, DATA, config, corpus, record
 
 from medrag import duplicates, prepare, sources, text
-from medrag.prepare import groups
+from medrag.prepare import groups, stages
 from medrag.prepare.groups import DOCUMENT, QUERY, RECORD, Near, Plan, Table
+from medrag.prepare.shards import Shards
 from medrag.prepare.stages import SPLIT_CODES
+from medrag.types import Example
 
 NO_SPLIT, TRAIN, DEV, TEST = range(len(SPLIT_CODES))
 
@@ -412,8 +414,8 @@ def test_no_held_out_text_is_known_to_training(tmp_path: Path, monkeypatch: pyte
 
     def looked_at(work: Any, crew: Any, side: str, hashes: Any, progress: bool) -> Near:
         near = near_of(work, crew, side, hashes, progress)
-        rows = prepare.groups.Shards(work)
-        keys = [prepare.groups.keys(rows[number])[groups.SIDES.index(side)] for number in range(len(hashes))]
+        rows = Shards(work)
+        keys = [stages.keys(rows[number])[groups.SIDES.index(side)] for number in range(len(hashes))]
         seen[side] = [duplicates.character_pairs(key) for key in keys], near
         return near
 
@@ -437,5 +439,5 @@ def test_no_held_out_text_is_known_to_training(tmp_path: Path, monkeypatch: pyte
         assert not any(_similar(known, asked) for asked in held for known in train), side
 
 
-def _texts(example: prepare.Example, side: str) -> list[str]:
+def _texts(example: Example, side: str) -> list[str]:
     return [text.key(example.question)] if side == "question" else [text.key(answer) for answer in example.answers]

@@ -244,7 +244,7 @@ def test_rejected_rows_are_kept_with_their_place(tmp_path: Path) -> None:
 
 
 def test_labels_titles_and_sources(tmp_path: Path) -> None:
-    rows = [
+    rows: list[Row] = [
         record("孕期可以喝咖啡吗？", "可以少喝，每天不超过一小杯。", source="某医院"),
         record("血压高能停药吗？", "不能自己停药，停药血压会回升。"),
         record("咖啡能喝多少呢？", "每天不要超过四百毫克咖啡因。", source="maternal-extra"),
@@ -280,7 +280,7 @@ def test_the_same_inputs_give_the_same_artifact(tmp_path: Path) -> None:
 
 
 def test_small_shards_and_large_ones_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [
+    rows: list[Row] = [
         *many(60),
         *many(20),
         *[{**row, "answer": "要多休息，多喝水，少看手机。"} for row in many(20, 1)],
