@@ -157,6 +157,8 @@ class Plan:
     """(N,) records and documents that belong together"""
     same_id: Bools
     """(N,) whether the row's id is used in another source, too"""
+    taken: Bools
+    """(N,) whether the example that the row names would have the id of an earlier one"""
     named: Rows
     """(R,) the passage that each reference found; -1: none"""
     groups: int
@@ -221,8 +223,11 @@ def plan(table: Table, questions: Near, answers: Near, config: Config) -> Plan:
     lost = asked & (split != highest[questions.near])
     dropped["question of a held-out split"] = np.flatnonzero(lost)
     example[lost] = -1
+    naming = np.flatnonzero((example == rows) & (table.id != 0))
+    taken = np.zeros(count, bool)
+    taken[naming[naming[duplicates.smallest(np.where(same_id, table.own_id, table.id)[naming])] != naming]] = True
     _, sizes = np.unique(group[drawn], return_counts=True)
-    return Plan(dropped, passage, example, split, group, same_id, named, len(sizes), largest)
+    return Plan(dropped, passage, example, split, group, same_id, taken, named, len(sizes), largest)
 
 
 def _look_up(table: Table, passage: Rows) -> tuple[Rows, Bools]:

@@ -30,7 +30,7 @@ from medrag.types import Example, Passage
 TERM_ROWS = 10_000
 """rows, chosen by hash, in which medical terms are counted"""
 _BLOCKS = "blocks.json"
-_PLAN = ("passage", "example", "split", "group", "same_id", "named")
+_PLAN = ("passage", "example", "split", "group", "same_id", "taken", "named")
 
 
 def save_plan(work: Work, table: Table, plan: Plan, questions: Near, answers: Near) -> None:
@@ -95,7 +95,7 @@ class _Planned(Shards):
 
     def name(self, number: int, row: dict[str, Any], letter: str) -> str:
         """The id of the passage (letter p) or example (e) that a row names: its own where it has one, else by the hash of its text."""
-        if row["id"]:
+        if row["id"] and not (letter == "e" and self.plan["taken"][number]):
             return f"{row['source']}:{row['id']}" if self.plan["same_id"][number] else str(row["id"])
         return f"{letter}{int(self.plan['answer' if letter == 'p' else 'question'][number]):016x}"
 

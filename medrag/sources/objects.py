@@ -132,12 +132,20 @@ def from_mapped_question(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def from_question(row: dict[str, Any]) -> Iterator[Row]:
-    """``{"question", "answer"}`` and, where wanted, ``department`` (a name or a list), ``id``, ``source``, ``split``: medrag's own."""
+    """``{"question", "answer"}`` and, where wanted, ``department`` (a name or a list), ``id``, ``source``, ``split``, ``group``: medrag's own."""
     split = values.optional(row, "split")
     if split and split not in SPLITS:
         raise ValueError(f"split is none of the allowed: {', '.join(SPLITS)}")
     question, answer = values.string(row, "question"), values.string(row, "answer")
-    yield Record(question, answer, values.label(row, "department"), values.identity(row, "id"), values.identity(row, "source"), split)
+    yield Record(
+        question,
+        answer,
+        values.label(row, "department"),
+        values.identity(row, "id"),
+        values.identity(row, "source"),
+        split,
+        values.identity(row, "group"),
+    )
 
 
 def from_chinese_keys(row: dict[str, Any]) -> Iterator[Row]:
