@@ -20,7 +20,7 @@ import numpy.typing as npt
 from medrag import duplicates
 from medrag.duplicates import U64, Rows
 from medrag.prepare.settings import Config
-from medrag.prepare.shards import BASE, Shards, Work, load_arrays, save_arrays
+from medrag.prepare.shards import BASE, STARTS, Shards, Work, load_arrays, save_arrays
 from medrag.prepare.stages import KINDS, SPLIT_CODES, keys
 
 RECORD, DOCUMENT, QUERY = range(len(KINDS))
@@ -79,7 +79,6 @@ def gather(work: Work, names: Sequence[str]) -> Table:
                     bands = np.ascontiguousarray(arrays.pop(f"{side}_bands").T)
                     for band in range(duplicates.BANDS):
                         bands[band].tofile(streams[f"{side}_bands-{band:02d}"])
-            arrays.pop("start")
             arrays["source"] = np.full(rows, int(name.split("-")[0]), np.uint16)
             arrays["named_by"] = arrays["named_by"] + base[-1]
             base.append(base[-1] + rows)
@@ -89,6 +88,7 @@ def gather(work: Work, names: Sequence[str]) -> Table:
         for stream in streams.values():
             stream.close()
     np.save(work.folder / BASE, np.array(base, np.int64))
+    np.save(work.folder / STARTS, np.concatenate(parts.pop("start")))
     return Table(**{part: np.concatenate(values) for part, values in parts.items()})
 
 

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,8 @@ from medrag.types import Example
 from medrag.workers import Task, Workers
 
 SHARD_ROWS = 5000
-BASE = "base.npy"
-"""where each shard's rows begin among all"""
-RECENT_SHARDS = 64
-"""shards whose rows' places are kept in memory for rows that are looked up"""
+BASE, STARTS = "base.npy", "starts.npy"
+"""where each shard's rows begin among all rows, and each row in the file of its shard"""
 SAMPLES = 5
 """rows shown for each rule in the report"""
 
@@ -137,13 +135,13 @@ class Shards:
         self.work, self.names = work, work.names()
         self.base: npt.NDArray[np.int64] = np.load(work.folder / BASE)
         """(shards + 1,) the first row of each shard, and the number of rows"""
-        self._starts = lru_cache(RECENT_SHARDS)(lambda name: load_arrays(work.path("sign", f"{name}.npz"))["start"])
+        self.start: npt.NDArray[np.int64] = np.load(work.folder / STARTS, mmap_mode="r").view(np.ndarray)
+        """(N,) the byte of its shard where each row begins"""
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         shard = int(np.searchsorted(self.base, number, "right")) - 1
-        name = self.names[shard]
-        with open(self.work.path("sign", f"{name}.jsonl"), "rb") as stream:
-            stream.seek(self._starts(name)[number - self.base[shard]])
+        with open(self.work.path("sign", f"{self.names[shard]}.jsonl"), "rb") as stream:
+            stream.seek(self.start[number])
             row: dict[str, Any] = json.loads(stream.readline().decode("utf-8", "surrogatepass"))
         return row
 

@@ -1,7 +1,6 @@
-"""How long ``medrag prepare`` takes for how many rows, and what it takes of memory and disk; its MinHash beside datasketch's.
+"""How long ``medrag prepare`` takes for how many rows, and what it takes of memory and disk.
 
     python tests/benchmarks/scale.py [20000 200000 2000000] --work FOLDER [--picture FILE.png] [--json FILE.json] [--real ROWS] [--keep]
-    python tests/benchmarks/scale.py --peer --work FOLDER [--json FILE.json]        needs: pip install datasketch
 
 For each size: ``grow.py`` writes the rows, then ``python -m medrag prepare`` runs as a process of its own on all cores, in a fresh store. A
 size that the JSON file holds is not measured again: a run that was stopped goes on with the next one. A store is removed after its run.
@@ -32,14 +31,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from random import Random
-from statistics import median
 from typing import Any
 
 import grow
 import numpy as np
-
-from medrag import duplicates, text
 
 ROOT = Path(__file__).parents[2]
 SIZES = (20_000, 200_000, 2_000_000)
@@ -62,7 +57,6 @@ MEMORY_SECONDS = 0.5
 DISK_SECONDS = 2.0
 STAGE_SECONDS = 0.05
 """shorter than publishing takes: the end of the stage before it must be seen"""
-PEER_ANSWERS, PEER_PAIRS, PEER_RUNS = 20_000, 2_000, 3
 GIB = 2**30
 
 
@@ -258,75 +252,6 @@ def draw(measured: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) 
     pyplot.close(figure)
 
 
-def peer(data: Path) -> dict[str, Any]:
-    """``duplicates.sketch`` and datasketch's MinHash on the same character pairs: seconds, and the error of both estimates.
-
-    Pairs of texts of every similarity: an answer, and one made of its beginning and half of another. Both are timed from the texts on, the
-    median of three runs; datasketch hashes with its default (SHA-1 of every pair) and makes no bands, ``sketch`` does. Raises ValueError where
-    datasketch is not installed.
-    """
-    try:
-        datasketch = import_module("datasketch")
-    except ImportError as error:
-        raise ValueError("--peer needs datasketch: pip install datasketch") from error
-    made = grow.grower(data)
-    keys = [text.key(made.row(number)[1]) for number in range(PEER_ANSWERS)]
-    load = os.getloadavg()[0]
-    times: dict[str, list[float]] = {"medrag": [], "splitting": [], "datasketch": []}
-    for _ in range(PEER_RUNS):
-        start = time.perf_counter()
-        duplicates.sketch(keys)
-        times["medrag"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        sets = [_pairs(key) for key in keys]
-        times["splitting"].append(time.perf_counter() - start)
-        datasketch.MinHash.bulk(sets, num_perm=duplicates.PERMUTATIONS)
-        times["datasketch"].append(time.perf_counter() - start)
-    ours, splitting, theirs = (median(times[name]) for name in ("medrag", "splitting", "datasketch"))
-
-    random = Random(0)
-    long = [key for key in keys if len(key) >= 40]
-    first = random.sample(long, PEER_PAIRS)
-    others = random.sample(long, PEER_PAIRS)
-    second = [key[: int(len(key) * random.random())] + other[: len(other) // 2] for key, other in zip(first, others, strict=True)]
-    exact = np.array([duplicates.jaccard(*map(duplicates.character_pairs, pair)) for pair in zip(first, second, strict=True)])
-    signatures, _ = duplicates.sketch([*first, *second])
-    rows = np.arange(PEER_PAIRS)
-    one, other = (datasketch.MinHash.bulk([_pairs(key) for key in some], num_perm=duplicates.PERMUTATIONS) for some in (first, second))
-    estimates = {
-        "medrag": duplicates.similarity(signatures, rows, rows + PEER_PAIRS),
-        "datasketch": np.array([left.jaccard(right) for left, right in zip(one, other, strict=True)]),
-    }
-    return {
-        "answers": PEER_ANSWERS,
-        "permutations": duplicates.PERMUTATIONS,
-        "datasketch": datasketch.__version__,
-        "medrag_seconds": round(ours, 2),
-        "datasketch_seconds": round(theirs, 2),
-        "datasketch_seconds_splitting": round(splitting, 2),
-        "runs": PEER_RUNS,
-        "ratio": round(theirs / ours, 2),
-        "pairs": PEER_PAIRS,
-        "exact_similarity_quartiles": [round(float(value), 3) for value in np.quantile(exact, (0.25, 0.5, 0.75))],
-        "error": {
-            name: {
-                "mean": round(float((found - exact).mean()), 4),
-                "root_mean_square": round(float(np.sqrt(((found - exact) ** 2).mean())), 4),
-                "largest": round(float(np.abs(found - exact).max()), 3),
-            }
-            for name, found in estimates.items()
-        },
-        "expected_root_mean_square": round(float(np.sqrt((exact * (1 - exact)).mean() / duplicates.PERMUTATIONS)), 4),
-        "load_before": round(load, 2),
-        "load_after": round(os.getloadavg()[0], 2),
-        "machine": machine(),
-    }
-
-
-def _pairs(key: str) -> list[bytes]:
-    return [pair.encode() for pair in duplicates.character_pairs(key)]
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="time, memory and disk of medrag prepare for growing numbers of rows")
@@ -337,17 +262,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="figures measured so far (WORK/scale.json)")
     parser.add_argument("--picture", type=Path, help="WORK/scale.png")
     parser.add_argument("--keep", action="store_true", help="leave rows and stores where they are")
-    parser.add_argument("--peer", action="store_true", help="compare MinHash with datasketch's instead")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    path: Path = given.json or given.work / ("peer.json" if given.peer else "scale.json")
+    path: Path = given.json or given.work / "scale.json"
     about = machine()
     print(f"{about['cpu']}, {about['cores_allowed']} of {about['cores']} cores, {about['memory_gib']} GiB; load {os.getloadavg()[0]:.2f} at start")
     try:
-        if given.peer:
-            _put(path, peer(given.data))
-            print(path.read_text("utf-8"))
-            return 0
         held = json.loads(path.read_text("utf-8")) if path.exists() else {"real": given.real, "sizes": []}
         if held["real"] != given.real:
             raise ValueError(f"--real {given.real}: the sizes in {path} were measured with {held['real']}; name another file")

@@ -437,7 +437,7 @@ def test_two_questions_of_one_id_are_two_examples(tmp_path: Path) -> None:
         record("头痛怎么办呢？", "多休息，多喝水，少看手机。", id="r1"),
         record("脑袋疼要看什么科？", "多休息，多喝水，少看手机。", id="r1"),
     ]
-    queries = [{"id": "r1", "question": "脑壳疼咋整", "answer_ids": ["r1"], "split": "train"}]
+    queries: list[Row] = [{"id": "r1", "question": "脑壳疼咋整", "answer_ids": ["r1"], "split": "train"}]
     sources = [source(tmp_path / "records.jsonl", rows), source(tmp_path / "questions.jsonl", queries)]
     found = prepare.read(prepare.prepare(sources, config(), tmp_path / "store", progress=False, working=ALONE)).train
     assert [example.positives for example in found] == [("r1",)] * 3
