@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,7 @@ class Workers:
         self.config = config
         self.processes = config.processes or os.cpu_count() or 1
         self._pool: ProcessPoolExecutor | None = None
+        self._others: set[BaseProcess] = set()
         self._ray: Any = None
 
     def __enter__(self) -> Self:
@@ -52,6 +54,10 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is not None:
+            if kind is not None:
+                # What is half done will be done again: nobody should wait for it.
+                for child in set(multiprocessing.active_children()) - self._others:
+                    child.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
         if self._ray is not None:
             self._ray.shutdown()
@@ -69,6 +75,7 @@ class Workers:
 
     def _in_processes(self, function: Task, names: Sequence[str]) -> Iterator[str]:
         if self._pool is None:
+            self._others = set(multiprocessing.active_children())
             self._pool = ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn"), initializer=_start)
         futures = {self._pool.submit(function, name): name for name in names}
         try:

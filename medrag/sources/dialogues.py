@@ -15,6 +15,7 @@ from typing import Any
 
 from medrag import text
 from medrag.sources import lines, values
+from medrag.sources.fields import together
 from medrag.sources.kinds import Kind
 from medrag.sources.rows import Record, Reject, Row, Source
 
@@ -43,7 +44,7 @@ def records(turns: Iterable[tuple[str, str]], account: str = "", department: str
         if speaker not in PATIENT | DOCTOR:
             raise ValueError("a speaker who is neither patient nor doctor")
         if merged and merged[-1][0] == (speaker in DOCTOR):
-            merged[-1] = (merged[-1][0], f"{merged[-1][1]} {said.strip()}".strip())
+            merged[-1] = (merged[-1][0], together([merged[-1][1], said]))
         elif said.strip():
             merged.append((speaker in DOCTOR, said.strip()))
     told, answered = [account.strip()] if account.strip() else [], False
@@ -68,7 +69,7 @@ def question(told: list[str]) -> str:
         if len(first) + sum(map(len, kept)) + len(said) > QUESTION_CHARACTERS:
             break
         kept.insert(0, said)
-    return " ".join([first, *(said for said in kept if said not in first)])
+    return together([first, *(said for said in kept if said not in first)])
 
 
 def from_utterances(utterances: Any) -> Iterator[Record]:
@@ -132,10 +133,10 @@ def from_text(block: list[str]) -> Iterator[Record]:
         elif part and (found := _SPEAKER.fullmatch(line)):
             turns.append((found[1], found[2]))
         elif part and turns:
-            turns[-1] = (turns[-1][0], f"{turns[-1][1]} {_SUMMARY.sub('', line)}".strip())
+            turns[-1] = (turns[-1][0], together([turns[-1][1], _SUMMARY.sub("", line)]))
     pieces = _FIELD.split(" ".join(description))
     account = [pieces[0], *(said for name, said in zip(pieces[1::2], pieces[2::2], strict=True) if name in _SAID)]
-    yield from records(turns, " ".join(said.strip() for said in account if said.strip()), department)
+    yield from records(turns, together(account), department)
 
 
 def read_text(source: Source) -> Iterator[Row]:

@@ -67,17 +67,19 @@ def identifier(value: Any, name: str = "id") -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """Texts one after the other; a title that the question after it repeats is left out.
+    """``together``; a title that the question after it repeats is left out."""
+    return texts[1] if len(texts) == 2 and texts[0].strip(" ?？。") in texts[1] else together(texts)
 
-    A text that ends in a letter gets a comma after it where one of the two letters that would meet is Chinese, since cleaning takes the space
-    between those; else a space.
+
+def together(texts: Iterable[str]) -> str:
+    """Texts one after the other as one text, the blank ones left out.
+
+    Two letters of which one is Chinese get a comma between them, since cleaning takes a space there; two of ASCII get a space.
     """
-    if len(texts) == 2 and texts[0].strip(" ?？。") in texts[1]:
-        return texts[1]
     whole = ""
     for text in filter(None, map(str.strip, texts)):
         meet = whole[-1:] + text[0]
-        whole += ("，" if len(meet) == 2 and meet.isalnum() and not meet.isascii() else " " if whole else "") + text
+        whole += ("" if not whole else " " if meet.isascii() else "，" if meet.isalnum() else "") + text
     return whole
 
 

@@ -37,15 +37,15 @@ TURNS = [
 
 def test_turns_of_one_speaker_are_one_and_each_answer_sees_what_was_said_before_it() -> None:
     assert list(dialogues.records(TURNS, department="儿科")) == [
-        Record("宝宝发烧三天了。", "多少度？ 咳嗽吗？", "儿科"),
-        Record("宝宝发烧三天了。 三十九度。 不咳嗽。", "去医院查血。", "儿科"),
+        Record("宝宝发烧三天了。", "多少度？咳嗽吗？", "儿科"),
+        Record("宝宝发烧三天了。三十九度。不咳嗽。", "去医院查血。", "儿科"),
     ]
 
 
 def test_the_first_account_stands_in_every_question() -> None:
     first, last = dialogues.records(TURNS[1:6], account="女孩，两岁，发烧。")
     assert first.question == "女孩，两岁，发烧。"
-    assert last.question == "女孩，两岁，发烧。 三十九度。 不咳嗽。"
+    assert last.question == "女孩，两岁，发烧。三十九度。不咳嗽。"
 
 
 def test_a_doctor_who_speaks_first_answers_nothing() -> None:
@@ -81,7 +81,7 @@ SAID = [["病人：头痛三天了", "医生：多休息，测血压", "病人�
 def test_meddialog_processed(tmp_path: Path) -> None:
     expected = [
         Record("头痛三天了", "多休息，测血压", group="1", split="dev"),
-        Record("头痛三天了 血压高怎么办", "去心内科", group="1", split="dev"),
+        Record("头痛三天了，血压高怎么办", "去心内科", group="1", split="dev"),
         Record("失眠", "睡前不看手机", group="2", split="dev"),
     ]
     path = _json(tmp_path / "validate_data.json", SAID)
@@ -91,7 +91,7 @@ def test_meddialog_processed(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"utterances": each}, ensure_ascii=False) + "\n" for each in SAID), encoding="utf-8")
     assert [(row.question, row.group) for row in _rows(path, "utterances") if isinstance(row, Record)] == [
         ("头痛三天了", "1"),
-        ("头痛三天了 血压高怎么办", "1"),
+        ("头痛三天了，血压高怎么办", "1"),
         ("失眠", ""),
     ]
 
@@ -169,8 +169,8 @@ def test_meddialog_with_its_fields_on_one_line_and_a_summary() -> None:
         "多休息，加重来医院。",
     ]
     assert list(dialogues.from_text(block)) == [
-        Record("头痛三天。 要做检查吗？", "有没有呕吐？", "神经内科"),
-        Record("头痛三天。 要做检查吗？ 没有。", "紧张性头痛。 多休息，加重来医院。", "神经内科"),
+        Record("头痛三天。要做检查吗？", "有没有呕吐？", "神经内科"),
+        Record("头痛三天。要做检查吗？没有。", "紧张性头痛。多休息，加重来医院。", "神经内科"),
     ]
 
 
@@ -179,9 +179,9 @@ def test_meddialog_raw(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "2020.txt"
     path.write_text(RAW, encoding=encoding)
     assert _rows(path, "meddialog_text") == [
-        Record("怀孕八周，吐得厉害。 要不要住院？", "能喝水吗？", "妇产科", group="17"),
-        Record("怀孕八周，吐得厉害。 要不要住院？ 能喝一点， 有时也吐。", "先少量多次喝水， 尿酮体高要住院。", "妇产科", group="17"),
-        Record("血压高。 血压一百六。", "按时吃药。", group="18"),
+        Record("怀孕八周，吐得厉害。要不要住院？", "能喝水吗？", "妇产科", group="17"),
+        Record("怀孕八周，吐得厉害。要不要住院？能喝一点，有时也吐。", "先少量多次喝水，尿酮体高要住院。", "妇产科", group="17"),
+        Record("血压高。血压一百六。", "按时吃药。", group="18"),
     ]
 
 
@@ -212,8 +212,8 @@ def test_imcs21(tmp_path: Path) -> None:
     }
     path = _json(tmp_path / "dev.json", {"10000001": case, "10000002": {**case, "dialogue": [{"speaker": "医生"}]}, "10000003": 3}, indent=2)
     first, second, broken, number = _rows(path, "imcs21")
-    assert first == Record("宝宝两岁，发烧两天。（男，2岁）", "你好 最高多少度？", split="dev", group="10000001")
-    assert second == Record("宝宝两岁，发烧两天。（男，2岁） 三十九度", "先吃退烧药。", split="dev", group="10000001")
+    assert first == Record("宝宝两岁，发烧两天。（男，2岁）", "你好，最高多少度？", split="dev", group="10000001")
+    assert second == Record("宝宝两岁，发烧两天。（男，2岁）三十九度", "先吃退烧药。", split="dev", group="10000001")
     assert isinstance(broken, Reject) and (broken.line, broken.reason) == (2, "dialogue 2: sentence must be a string, not NoneType")
     assert isinstance(number, Reject) and number.reason == "dialogue 3: a JSON int stands where a dialogue is needed"
     with pytest.raises(ValueError, match="a JSON list stands where an object of dialogues is needed"):

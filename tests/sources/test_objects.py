@@ -73,7 +73,7 @@ WEBTEXT = {
         ("huatuo_lite", LITE, [Record("孕期便秘怎么办？", "多喝水。", "妇产科")]),
         ("baike2018qa", BAIKE, [Record("孕期能喝茶吗", "淡茶可以少喝。", "健康-妇产科")]),
         ("baike2018qa", {**BAIKE, "desc": "孕期能喝茶吗？"}, [Record("孕期能喝茶吗？", "淡茶可以少喝。", "健康-妇产科")]),
-        ("webtext2019zh", WEBTEXT, [Record("失眠怎么办？ 最近总睡不着。", "睡前不看手机。", "健康", group="65618973")]),
+        ("webtext2019zh", WEBTEXT, [Record("失眠怎么办？最近总睡不着。", "睡前不看手机。", "健康", group="65618973")]),
         ("question_answer", {"question": "头痛", "answer": "休息", "extra": [1]}, [Record("头痛", "休息")]),
         (
             "question_answer",

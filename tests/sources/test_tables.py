@@ -150,7 +150,7 @@ def test_toyhom_csv_in_gb18030(tmp_path: Path) -> None:
     source = recognise(str(path))
     assert (source.kind, source.encoding) == ("toyhom_csv", "gb18030")
     assert list(read(source)) == [
-        Record("高血压能吃党参吗？ 我有高血压这两天女婿来的时候给我拿了些党参泡水喝", "高血压病人可以口服党参的。", "心血管科", source="sample"),
+        Record("高血压能吃党参吗？我有高血压这两天女婿来的时候给我拿了些党参泡水喝", "高血压病人可以口服党参的。", "心血管科", source="sample"),
         Record('头痛，疼了三天,很"重"\n第二行', "", "内科", source="sample"),
         Record("孕期能喝咖啡吗？", "少喝。", "产科", source="sample"),
     ]
