@@ -122,7 +122,7 @@ def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, caps
         (["prepare"], "no source was named"),
         (["prepare", "nowhere.jsonl"], "no such file"),
         (["prepare", "corpora"], "a folder was given"),
-        (["prepare", "magic:corpora/consultation.jsonl"], "allowed: jsonl, toyhom_csv, toyhom_text"),
+        (["prepare", "magic:corpora/consultation.jsonl"], "is no kind of source; allowed: "),
         (["prepare", "corpora/consultation.jsonl", "prepare.test_share=2"], "allowed: 0 to 0.5"),
         (["prepare", "corpora/consultation.jsonl", "prepare.dictionary=none.txt"], "none.txt"),
         (["train", "task=dense"], "holds no corpus yet"),

@@ -81,7 +81,7 @@ def _look(path: Path, kind: str, encoding: str) -> tuple[str, str]:
         found = kind or next((name for name in folders if KINDS[name].sees(path, "")), "")
         if not found:
             layouts = "; ".join(f"{name}: {KINDS[name].layout}" for name in folders)
-            raise ValueError(f"source {path}: the folder is of no known layout; known: {layouts}")
+            raise ValueError(f"source {path}: a folder was given, and it is of no known layout; name its files, or a kind of folder: {layouts}")
         return found, ""
     if not path.is_file():
         raise ValueError(f"source {path}: " + ("neither a file nor a folder" if path.exists() else "no such file"))

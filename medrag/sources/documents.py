@@ -201,8 +201,17 @@ def _read_page(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def _pages(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if lines.suffix(path) in (".md", ".txt")]
+
+
+def _files(folder: Path) -> list[Path]:
     found = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(path for path in found if path.is_file() and lines.suffix(path) in (".md", ".txt"))
+    return sorted(path for path in found if path.is_file())
+
+
+def _mostly_pages(folder: Path) -> bool:
+    """A folder of data with a README is none of pages."""
+    return 2 * len(_pages(folder)) > len(_files(folder))
 
 
 def _is_page(path: Path, head: str) -> bool:
@@ -213,5 +222,5 @@ def _is_page(path: Path, head: str) -> bool:
 KINDS = {
     "drug_monographs": Kind(read_monographs, lambda path, head: _DRUG.match(head) is not None, layout='["name\\n适应证:...", ...]'),
     "page": Kind(read_page, _is_page, layout="a page with # headings"),
-    "pages": Kind(read_pages, lambda path, head: bool(_pages(path)), folder=True, layout="a folder of *.md and *.txt pages"),
+    "pages": Kind(read_pages, lambda path, head: _mostly_pages(path), folder=True, layout="a folder of *.md and *.txt pages"),
 }

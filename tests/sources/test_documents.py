@@ -189,3 +189,13 @@ def test_real_monographs() -> None:
     written = _bare("".join(row.text for row in found if isinstance(row, Document))) + "".join(titled)
     lost = [line for page in pages[::5] for line in page.splitlines()[1:] if _bare(re.sub("^[^:：]{2,12}[:：]", "", line)) not in written]
     assert len(lost) < len(pages) // 500, "a cut between two passages of one drug is no loss, others would be"
+
+
+def test_a_folder_of_data_with_a_readme_is_no_folder_of_pages(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# 说明\n这些是问答。\n", "utf-8")
+    assert sources.recognise(str(tmp_path)).kind == "pages"
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text("{}\n", "utf-8")
+    with pytest.raises(ValueError, match="a folder was given, and it is of no known layout; name its files"):
+        sources.recognise(str(tmp_path))
+    assert sources.recognise(f"pages:{tmp_path}").kind == "pages"

@@ -77,7 +77,7 @@ def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.Monke
         ("{}/broken.jsonl", r"broken\.jsonl: no such file"),
         ("jsonl:{}", "a folder was given where a file is needed; kinds that read a folder: .*beir"),
         ("beir:{}/good.jsonl", "a file was given where beir needs a folder"),
-        ("{}/none", "the folder is of no known layout; known: .*beir: corpus"),
+        ("{}/none", "of no known layout; name its files, or a kind of folder: .*beir: corpus"),
         ("{}/pipe", "neither a file nor a folder"),
         ("{}/empty.jsonl", r"empty\.jsonl: the file is empty"),
         ("{}/empty.gz", r"empty\.gz: the file is empty, or damaged"),
