@@ -77,7 +77,8 @@ def _prepare(positional: list[str], overrides: list[str]) -> int:
     statistics = json.loads((artifact.path / "statistics.json").read_text("utf-8"))
     print(f"{statistics['passages']} passages; examples: {statistics['splits']}; unanswerable among them: {statistics['unanswerable']}")
     print(f"dropped: {statistics['dropped'] or 'nothing'}; rejected rows: {statistics['rejected_rows']} ({artifact.path / 'rejects.jsonl'})")
-    print(f"personal data replaced: {statistics['privacy'] or 'none'}; leaks: none in {statistics['leaks']['pairs_checked']} pairs")
+    pairs = statistics["leaks"]["pairs_checked"]
+    print(f"personal data replaced: {statistics['privacy'] or 'none'}; leak check passed ({pairs} pairs of duplicates looked at)")
     if "--report" in positional:
         key = files.fingerprint(["corpus_report", artifact.hash])
         drawn = files.find(Path(run.store), "corpus_report", key)
