@@ -118,7 +118,7 @@ def find_near(work: Work, name: str) -> None:
     similar = (duplicates.jaccard(pairs_of(one), pairs_of(other)) >= work.config.near_similarity for one, other in pairs)
     near = np.fromiter(similar, bool, len(first))
     save_arrays(folder / f"{name}.npz", {"first": first[near], "second": second[near]})
-    work.finish("near", name, {"compared": compared, "looked_at": len(first), "pairs": int(near.sum())})
+    work.finish("near", name, {"compared": compared})
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,8 @@ def check_leaks(table: Table, questions: Near, answers: Near, example: Rows, spl
     stands = np.where(example >= 0, split, 0)
     record = table.kind == RECORD
     none = np.zeros(0, np.int64)
-    tied = Near(same(table.tie), same(table.tie), none, none)
+    ties = same(table.tie)
+    tied = Near(ties, ties, none, none)
     for what, near, among in (("questions", questions, ~np.zeros_like(record)), ("answers", answers, record), ("parts of one group", tied, record)):
         # A pair of texts stands for all rows that have them: the lowest and the highest split of one are compared with those of the other.
         low, high = np.full(table.count, 127, np.int8), np.zeros(table.count, np.int8)

@@ -44,10 +44,11 @@ class Config:
 
 def check(config: Config) -> None:
     """Raise ValueError that names a value out of range and the allowed ones."""
-    for name, low, high in (("dev_share", 0, 0.5), ("test_share", 0, 0.5), ("near_similarity", 0, 1)):
-        value = getattr(config, name)
-        if not low <= value < high + (name == "near_similarity") * 1e-9:
-            raise ValueError(f"prepare.{name}={value}; allowed: {low} to {high}")
+    for name in ("dev_share", "test_share"):
+        if not 0 <= getattr(config, name) < 0.5:
+            raise ValueError(f"prepare.{name}={getattr(config, name)}; allowed: 0 to 0.5")
+    if not 0 <= config.near_similarity <= 1:
+        raise ValueError(f"prepare.near_similarity={config.near_similarity}; allowed: 0 to 1")
     if 0 < config.near_similarity < 0.5:
         raise ValueError(f"prepare.near_similarity={config.near_similarity}; allowed: 0 (off), or 0.5 to 1: below, the bands miss most pairs")
     for name in ("negatives", "question_characters_min", "question_characters_max", "answer_characters_min", "answer_characters_max"):

@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -92,21 +92,15 @@ class Work:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> list[int]:
-    """Write JSON lines and return the byte where each begins. Lone surrogates of raw text are kept."""
+    """Write JSON lines and return the byte where each begins."""
     starts, position = [], 0
     with open(path, "wb") as stream:
         for row in rows:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
             starts.append(position)
             position += len(line)
             stream.write(line)
     return starts
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, "rb") as stream:
-        for line in stream:
-            yield json.loads(line.decode("utf-8", "surrogatepass"))
 
 
 def save_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -142,7 +136,7 @@ class Shards:
         shard = int(np.searchsorted(self.base, number, "right")) - 1
         with open(self.work.path("sign", f"{self.names[shard]}.jsonl"), "rb") as stream:
             stream.seek(self.start[number])
-            row: dict[str, Any] = json.loads(stream.readline().decode("utf-8", "surrogatepass"))
+            row: dict[str, Any] = json.loads(stream.readline())
         return row
 
 

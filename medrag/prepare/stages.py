@@ -12,7 +12,7 @@ import numpy as np
 
 from medrag import cleaning, duplicates, files, privacy, sources, text
 from medrag.prepare.settings import Config
-from medrag.prepare.shards import SAMPLES, SHARD_ROWS, Work, added, fields_of, read_rows, save_arrays, write_rows
+from medrag.prepare.shards import SAMPLES, SHARD_ROWS, Work, added, fields_of, save_arrays, write_rows
 from medrag.sources import SPLITS, Document, Record, Reject
 
 KINDS = ("record", "document", "query")
@@ -34,8 +34,6 @@ RULES = (
     "nearly equal pair",
 )
 """the rules that drop records, in the order in which they are asked"""
-TERM_WORDS = 60
-"""medical words that the report shows"""
 TEXTS = {"record": ("question", "answer"), "document": ("title", "text"), "query": ("question",)}
 
 
@@ -72,7 +70,7 @@ def clean(work: Work, name: str) -> None:
     personal: Counter[str] = Counter()
     samples: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
     rows = []
-    for row in read_rows(work.path("read", f"{name}.jsonl")):
+    for row in files.read_jsonl(work.path("read", f"{name}.jsonl")):
         changed: dict[str, None] = {}
         for field in TEXTS[row["kind"]]:
             row[field], rules = _cleaned(row[field], cleaner, work.config, field == "answer", personal)
@@ -95,7 +93,7 @@ def clean(work: Work, name: str) -> None:
 def _cleaned(raw: str, cleaner: cleaning.Cleaner, config: Config, is_answer: bool, personal: Counter[str]) -> tuple[str, dict[str, str]]:
     """The text, and for each rule that changed it, what it was before."""
     found, rules = cleaner.clean(raw)
-    if is_answer and config.clean.advertisements:
+    if is_answer:
         kept, dropped = cleaner.without_advertisements(found)
         if dropped:
             found, rules = kept, [*rules, "advertisements"]
@@ -128,7 +126,7 @@ def boilerplate(work: Work, names: list[str]) -> None:
 
     def distinct() -> Iterator[list[str]]:
         for name in names if work.config.clean.boilerplate else ():
-            for row in read_rows(work.path("clean", f"{name}.edges.jsonl")):
+            for row in files.read_jsonl(work.path("clean", f"{name}.edges.jsonl")):
                 if row["hash"] not in seen:
                     seen.add(row["hash"])
                     yield row["edges"]
@@ -142,14 +140,14 @@ def sign(work: Work, name: str) -> None:
     """Rows that pass every rule which looks at one row alone, with the arrays by which rows are compared."""
     lines = cleaning.Boilerplate.from_json(json.loads((work.folder / "boilerplate.json").read_text("utf-8")))
     config = work.config
-    counts: dict[str, Counter[str]] = {part: Counter() for part in ("dropped", "departments", "records", "rows")}
+    counts: dict[str, Counter[str]] = {part: Counter() for part in ("dropped", "departments")}
     question_lengths: Counter[int] = Counter()
     answer_lengths: Counter[int] = Counter()
     samples: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
     stripped = 0
     kept: list[dict[str, Any]] = []
     compared: list[tuple[str, str]] = []
-    for row in read_rows(work.path("clean", f"{name}.jsonl")):
+    for row in files.read_jsonl(work.path("clean", f"{name}.jsonl")):
         if row["kind"] == "record":
             row["answer"], lines_dropped = lines.strip(row["answer"])
             stripped += lines_dropped > 0
@@ -162,10 +160,8 @@ def sign(work: Work, name: str) -> None:
             continue
         if row["kind"] == "record":
             counts["departments"][row["department"]] += 1
-            counts["records"][row["source"]] += 1
             question_lengths[len(row["question"])] += 1
             answer_lengths[len(row["answer"])] += 1
-        counts["rows"][row["kind"]] += 1
         kept.append(row)
         compared.append((question, answer))
     starts = write_rows(work.path("sign", f"{name}.jsonl"), kept)

@@ -14,13 +14,15 @@ import numpy.typing as npt
 from medrag.duplicates import BANDS
 from medrag.prepare.groups import SIDES, Near, Plan, Table
 from medrag.prepare.shards import SAMPLES, Counts, Shards, Work, added
-from medrag.prepare.stages import RULES, TERM_WORDS, rejects_of, sample
+from medrag.prepare.stages import KINDS, RULES, rejects_of, sample
 from medrag.sources import SPLITS, source_files
 
 LENGTH_BINS = (5, 10, 15, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480, 640, 960, 1280, 2560, 5120, 10_000_000)
 """upper edges, in characters"""
 DEPARTMENTS = 40
 BOILERPLATE_LINES = 200
+TERM_WORDS = 60
+"""how many the report shows of each"""
 
 
 def statistics(work: Work, table: Table, questions: Near, answers: Near, plan: Plan, checked: int) -> Counts:
@@ -34,7 +36,7 @@ def statistics(work: Work, table: Table, questions: Near, answers: Near, plan: P
     passage_lengths = _lengths(counts["lengths"] for counts in write)
     edits = added(counts["edits"] for counts in clean)
     return {
-        "rows": sum(sum(counts.get(kind, 0) for kind in ("record", "document", "query")) for counts in read),
+        "rows": sum(sum(counts.get(kind, 0) for kind in KINDS) for counts in read),
         "sources": [
             {
                 "name": source.name,

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from medrag import files, text
 from medrag.lexical import Lexical
 from medrag.prepare.groups import RECORD, Near, Plan, Table
-from medrag.prepare.shards import Shards, Work, example_of, fields_of, load_arrays, read_rows, save_arrays, write_rows
+from medrag.prepare.shards import Shards, Work, example_of, fields_of, load_arrays, save_arrays, write_rows
 from medrag.prepare.stages import SPLIT_CODES
 from medrag.sources import SPLITS
 from medrag.text import Segmenter
@@ -115,7 +115,7 @@ def write(work: Work, name: str) -> None:
     examples: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     rejects: list[dict[str, Any]] = []
     sampled = 0
-    rows.own = dict(enumerate(read_rows(work.path("sign", f"{name}.jsonl")), first))
+    rows.own = dict(enumerate(files.read_jsonl(work.path("sign", f"{name}.jsonl")), first))
     for number, row in rows.own.items():
         if plan["passage"][number] == number:
             passage = _passage(rows, number, row)
@@ -217,7 +217,7 @@ def _block_of(work: Work) -> dict[str, str]:
 def index(work: Work, name: str) -> None:
     """The BM25 index of one block's passages, beside their ids and groups."""
     names = [part for part, block in _block_of(work).items() if block == name]
-    passages = [row for part in names for row in read_rows(work.path("write", f"{part}.passages.jsonl"))]
+    passages = [row for part in names for row in files.read_jsonl(work.path("write", f"{part}.passages.jsonl"))]
     lexical = Lexical(_segmenter(work.config.dictionary))
     lexical.build(passage["text"] for passage in passages)
     lexical.save(work.path("index", name))
@@ -241,7 +241,7 @@ def mine(work: Work, name: str) -> None:
         lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words", len(id_of))
 
     def mined() -> Iterator[dict[str, Any]]:
-        for row in read_rows(work.path("write", f"{name}.train.jsonl")):
+        for row in files.read_jsonl(work.path("write", f"{name}.train.jsonl")):
             example = example_of(row["example"])
             wrong = list(example.negatives[: config.negatives])
             given = len(wrong)

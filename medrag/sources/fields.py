@@ -31,12 +31,12 @@ def from_fields(fields: Mapping[str, Any]) -> Record | Document:
     check_fields(fields)
     names = {name: identifier(fields[name], name) for name in _NAMES if name in fields}
     if "text" in fields:
-        title = _text(fields, "title") if fields.get("title") is not None else ""
-        return Document(_text(fields, "text"), title, **names)
+        title = string(fields, "title") if fields.get("title") is not None else ""
+        return Document(string(fields, "text"), title, **names)
     split = fields.get("split") or ""
     if split and split not in SPLITS:
         raise ValueError(f"split is none of the allowed: {', '.join(SPLITS)}")
-    return Record(_text(fields, "question"), _text(fields, "answer"), split=split, **names)
+    return Record(string(fields, "question"), string(fields, "answer"), split=split, **names)
 
 
 def from_columns(row: Mapping[str, Any], columns: Iterable[tuple[str, str]]) -> Record | Document:
@@ -94,8 +94,9 @@ def _cell(row: Mapping[str, Any], column: str) -> Any:
     return joined([value or "" for value in values])
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields[name]
+def string(fields: Mapping[str, Any], name: str) -> str:
+    """A text that must be there. Raises ValueError that names the type of what is there instead."""
+    value = fields.get(name)
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, not {type(value).__name__}")
     return value

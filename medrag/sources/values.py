@@ -7,17 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from medrag.sources.fields import identifier
+from medrag.sources.fields import identifier, string
+
+__all__ = ["first", "identity", "label", "objects", "optional", "split_of", "string", "strings"]
 
 _SPLITS = {"train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "validate": "dev", "test": "test"}
-
-
-def string(row: dict[str, Any], name: str) -> str:
-    """A text that must be there."""
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, not {type(value).__name__}")
-    return value
 
 
 def optional(row: dict[str, Any], name: str) -> str:
