@@ -16,6 +16,7 @@ USAGE = """medrag: Chinese medical question answering with retrieval
   medrag prepare SOURCE... [--report]        raw files -> passages and examples; a page that shows what became of them
   medrag train task=dense                    train a method (launches deepspeed where the hardware has several devices)
   medrag index build | verify                encode the passages; check the index
+  medrag index add FILE... | remove ID...    add passages, or take some out, without building anew (remove --from FILE: one id a line)
   medrag ask QUESTION...                     answer, evidence, confidence
   medrag infer QUESTIONS.jsonl ANSWERS.jsonl batch inference, resumable
   medrag evaluate                            scores with intervals, and an HTML report
@@ -104,24 +105,45 @@ def _train(positional: list[str], overrides: list[str]) -> int:
         if train.launched() and "Connection closed by peer" in str(error):
             raise ValueError("another process of this run stopped; its own message says why") from error
         raise
-    return 0 if artifact is None else _done(artifact.path)
+    if artifact is None:
+        return 0
+    if (artifact.path / assemble.PICTURE).is_file():
+        print(f"curves: {artifact.path / assemble.PICTURE}")
+    return _done(artifact.path)
 
 
 def _index(positional: list[str], overrides: list[str]) -> int:
-    from medrag import assemble, config, files
+    from medrag import assemble, config
 
-    if len(positional) != 1 or positional[0] not in ("build", "verify"):
-        raise ValueError(f"medrag index {' '.join(positional)}: allowed: build, verify")
+    verb, rest = (positional[0], positional[1:]) if positional else ("", [])
+    if verb not in ("build", "add", "remove", "verify") or (rest and verb in ("build", "verify")):
+        raise ValueError(f"medrag index {' '.join(positional)}: allowed: build, add FILE..., remove ID... (or --from FILE), verify")
     run = config.compose(overrides)
-    if positional[0] == "verify":
-        index = files.current(Path(run.store), "index")
-        assemble.restore(index.parent("dense"), index)
-        print(f"{index.path}: whole, and made from the dense method and the corpus that it names")
+    if verb == "verify":
+        for line in assemble.verify_index(run):
+            print(line, flush=True)
         return 0
-    artifact = assemble.build_index(run)
-    tuned = artifact.manifest["config"]["tuned"]
-    print(f"weight of BM25 {tuned['lexical_weight']:.4g}; confidence calibrated on {tuned['calibrated_on_questions']} development questions")
-    return _done(artifact.path)
+    if verb == "build":
+        artifact = assemble.build_index(run)
+        tuned = artifact.manifest["config"]["tuned"]
+        weights = ", ".join(f"{name} {weight:.4g}" for name, weight in tuned["weights"].items())
+        print(f"weights: {weights}; confidence calibrated on {tuned['calibrated_on_questions']} development questions")
+        return _done(artifact.path)
+    if not rest:
+        raise ValueError("medrag index add needs a file" if verb == "add" else "medrag index remove needs ids, or --from FILE")
+    return _done((assemble.add_to_index(run, rest) if verb == "add" else assemble.remove_from_index(run, _ids(rest))).path)
+
+
+def _ids(words: list[str]) -> list[str]:
+    """Ids as they stand, or the lines of the file behind ``--from``."""
+    if "--from" not in words:
+        return words
+    if len(words) != 2 or words[0] != "--from":
+        raise ValueError("medrag index remove: --from FILE stands alone, without ids")
+    found = [line.rstrip("\r\n") for line in Path(words[1]).read_text("utf-8").split("\n")]
+    if not (found := [line for line in found if line.strip()]):
+        raise ValueError(f"{words[1]}: holds no id")
+    return found
 
 
 def _ask(positional: list[str], overrides: list[str]) -> int:

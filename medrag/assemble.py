@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,18 +17,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from medrag import encoder, files, generator, hardware, methods, prepare, retriever, schedule, train, weights
+from medrag import encoder, files, generator, hardware, indexer, methods, prepare, retriever, schedule, sources, train, verify, weights
 from medrag.config import Run
+from medrag.encoder import Encoder
+from medrag.encoding import Encoding
 from medrag.files import Artifact
 from medrag.generator import Generator
 from medrag.methods import Method, Parts
 from medrag.prepare import Corpus
 from medrag.retriever import Retriever
-from medrag.text import Segmenter, Synonyms
+from medrag.text import Segmenter
 from medrag.vocabulary import Sentencepiece, Wordpiece
 
 DESCRIPTION = "method.json"
 WEIGHTS = "weights.safetensors"
+LOG = "log.jsonl"
+PICTURE = "training.png"
+RESHAPED = ("dropout", "pooling", "similarity", "temperature", "shared", "bag_dropout", "bag_share")
+"""keys of the encoder that may differ between what it starts from and what it becomes"""
 FP16_RESCALE = 16.0
 """what mT5's residual stream is divided by for fp16"""
 
@@ -53,15 +61,22 @@ def fresh(run: Run, data: Corpus) -> Built:
     parents = [data.artifact]
     description: dict[str, Any] = {"method": run.task.method, "options": asdict(run.task.options)}
     parts: dict[str, Any] = {"library": {passage.id: passage for passage in data.passages}}
-    if "context_encoder" in needs:
-        made = _vocabulary(run, data, "wordpiece", lambda: encoder.build_vocabulary(run.model.encoder, data.texts()))
-        parents.append(made)
-        parts["retriever"] = _new_retriever(run, data, Wordpiece.load(made.path))
-        description["encoder"] = parts["retriever"].question_encoder.describe()
-        description["shared"] = run.model.encoder.shared
+    if needs & {"encoder", "context_encoder"}:
+        wordpiece, question, context = _new_encoders(run, data, parents)
+        description["encoder"] = question.describe()
+        if "encoder" in needs:
+            parts |= {"encoder": question, "wordpiece": wordpiece}
+        else:
+            parts["retriever"] = Retriever(run.task.options.retriever, run.index, wordpiece, question, context, Segmenter(data.dictionary))
+            description["shared"] = run.model.encoder.shared
+    if getattr(run.task.options, "teacher", ""):
+        teacher = files.current(Path(run.store), "index")
+        _check_corpus(teacher, data.artifact, "medrag index build")
+        parents.append(teacher)
+        parts["teacher"] = _fixed_retriever(teacher)
     if "index" in needs:
         index = files.current(Path(run.store), "index")
-        _check_corpus(index, data, "medrag index build")
+        _check_corpus(index, data.artifact, "medrag index build")
         parents.append(index)
         parts["retriever"] = _fixed_retriever(index)
         description["encoder"] = parts["retriever"].question_encoder.describe()
@@ -89,7 +104,8 @@ def ready(run: Run) -> None:
         raise ValueError(
             f"hardware.devices={run.hardware.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here; `medrag doctor` shows what fits"
         )
-    for kind in ("corpus", *(("index",) if "index" in _class(run).needs else ())):
+    from_index = "index" in _class(run).needs or bool(getattr(run.task.options, "teacher", ""))
+    for kind in filter(None, ["corpus", "index" if from_index else "", getattr(run.task.options, "start", "")]):
         files.current(Path(run.store), kind)
 
 
@@ -98,6 +114,8 @@ def train_method(run: Run) -> Artifact | None:
 
     Every rank calls this; all but the first return None.
     """
+    from medrag.reports import training as picture
+
     ready(run)
     store = Path(run.store)
     data = corpus(run)
@@ -112,7 +130,8 @@ def train_method(run: Run) -> Artifact | None:
     found = files.find(store, run.task.method, name)
     if found is None:
         folder = store / "runs" / f"{run.task.method}-{name[:12]}"
-        state = train.fit(built.method, data.train, data.dev, run.task, run.hardware, run.seed, folder)
+        lessons, tests = built.method.learns_from(data.train, data.passages), built.method.learns_from(data.dev, ())
+        state = train.fit(built.method, lessons, tests, run.task, run.hardware, run.seed, folder)
         if first:
             print(f"best at step {state.best_step}: {state.best:.4f}; peak memory {state.peak_memory_gib:.2f} GiB a process", file=sys.stderr)
             config = {
@@ -124,6 +143,8 @@ def train_method(run: Run) -> Artifact | None:
             }
             with files.publish(store, run.task.method, key=name, parents=built.parents, config=config) as staging:
                 save(built, staging)
+                shutil.copyfile(folder / LOG, staging / LOG)
+                picture.write(files.read_jsonl(folder / LOG), state.best_step, staging / PICTURE)
     elif first:
         print(f"already trained with these settings: {found.path}", file=sys.stderr)
         files.set_current(store, run.task.method, found.path)
@@ -136,11 +157,13 @@ def save(built: Built, folder: Path) -> None:
     """Weights, tokenizers and description of a method."""
     weights.save(built.method, folder / WEIGHTS)
     files.write_json(folder / DESCRIPTION, built.description)
-    held = getattr(built.method, "retriever", None), getattr(built.method, "generator", None)
+    held = [getattr(built.method, name, None) for name in ("retriever", "generator", "wordpiece")]
     if isinstance(held[0], Retriever):
         held[0].wordpiece.save(folder)
     if isinstance(held[1], Generator):
         held[1].sentencepiece.save(folder)
+    if isinstance(held[2], Wordpiece):
+        held[2].save(folder)
 
 
 def load(run: Run, name: str) -> Method:
@@ -151,7 +174,7 @@ def load(run: Run, name: str) -> Method:
     needs = _needs(methods.load(name))
     index: Artifact | None = None
     if "index" in needs:
-        index = artifact.parent("index")
+        index = _newest_descendant(store, artifact)
     elif "context_encoder" in needs:
         index = files.current(store, "index")
         reference = index.manifest["parents"].get("dense", {})
@@ -163,6 +186,12 @@ def load(run: Run, name: str) -> Method:
     return method.to(_device(run)).eval()
 
 
+def _newest_descendant(store: Path, artifact: Artifact) -> Artifact:
+    """The newest index where it came from the one that the method was trained with by additions and removals, else that one."""
+    newest = files.current(store, "index")
+    return newest if artifact.manifest["parents"]["index"]["hash"] in indexer.ancestors(newest) else artifact.parent("index")
+
+
 def restore(artifact: Artifact, index: Artifact | None) -> Method:
     """A trained method with its weights, on the CPU, and with ``index`` where it retrieves."""
     description = json.loads((artifact.path / DESCRIPTION).read_text("utf-8"))
@@ -170,14 +199,16 @@ def restore(artifact: Artifact, index: Artifact | None) -> Method:
     options = _typed(module.Config, description["options"])
     parts: dict[str, Any] = {}
     data = artifact.parent("corpus")
-    if "encoder" in description:
+    if "encoder" in _needs(module):
+        parts |= {"encoder": encoder.restore(description["encoder"]), "wordpiece": Wordpiece.load(artifact.path)}
+    elif "encoder" in description:
         question = encoder.restore(description["encoder"])
         context = None
         if "context_encoder" in _needs(module):
             context = question if description["shared"] else encoder.restore(description["encoder"])
-        config = _typed(retriever.Config, _retriever_settings(artifact, description))
+        config = _typed(retriever.Config, _retriever_settings(artifact, description, index))
         segmenter = Segmenter(data.path / "dictionary.txt")
-        parts["retriever"] = Retriever(config, retriever.Fusion(), Wordpiece.load(artifact.path), question, context, segmenter)
+        parts["retriever"] = Retriever(config, retriever.Search(), Wordpiece.load(artifact.path), question, context, segmenter)
     if "generator" in description:
         parts["generator"] = generator.restore(description["generator"], Sentencepiece.load(artifact.path))
     method: Method = module.build(options, Parts(**parts))
@@ -192,38 +223,102 @@ def restore(artifact: Artifact, index: Artifact | None) -> Method:
 def build_index(run: Run) -> Artifact:
     """Encode the corpus with the newest dense method, tune the fusion and the confidence on development questions, and publish."""
     store = Path(run.store)
-    data = corpus(run)
-    dense = files.current(store, "dense")
+    data, dense = files.current(store, "corpus"), files.current(store, "dense")
     _check_corpus(dense, data, "medrag train task=dense")
-    name = files.fingerprint(["index", 4, data.artifact.hash, dense.hash, asdict(run.index), Synonyms(_path(run.index.synonyms)).groups])
-    if found := files.find(store, "index", name):
-        print(f"already built: {found.path}", file=sys.stderr)
-        files.set_current(store, "index", found.path)
-        return found
-    method = restore(dense, None).to(_device(run)).eval()
-    found_retriever = getattr(method, "retriever", None)
-    assert isinstance(found_retriever, Retriever)
-    found_retriever.fusion = run.index
-    found_retriever.remember(data.passages, progress=True)
-    tuned = found_retriever.tune(data.dev)
-    with files.publish(store, "index", key=name, parents=[data.artifact, dense], config={"index": asdict(run.index), "tuned": tuned}) as folder:
-        found_retriever.save(folder)
-    return files.current(store, "index")
+    finder = _finder(run, dense, None)
+    finder.search = run.index
+    return indexer.build(data, dense, finder, _passage_encoding(run, finder), prepare.examples(data, "train"), list(prepare.examples(data, "dev")))
 
 
-def _retriever_settings(artifact: Artifact, description: dict[str, Any]) -> dict[str, Any]:
+def add_to_index(run: Run, arguments: Sequence[str]) -> Artifact:
+    """The newest index with the passages of more files, which are said as those of ``medrag prepare`` are."""
+    index = files.current(Path(run.store), "index")
+    found = [sources.recognise(argument) for argument in arguments]
+    finder = _finder(run, index.parent("dense"), index)
+    settings = _typed(prepare.Config, index.parent("corpus").manifest["config"])
+    return indexer.add(index, found, settings, finder, _passage_encoding(run, finder))
+
+
+def remove_from_index(run: Run, names: Sequence[str]) -> Artifact:
+    """The newest index without the passages of these ids."""
+    return indexer.remove(files.current(Path(run.store), "index"), names)
+
+
+def verify_index(run: Run) -> Iterator[str]:
+    """What is in order in the newest index, one thing a line. Raises ValueError at the first thing that is not."""
+    index = files.current(Path(run.store), "index")
+    yield f"{index.path}: {len(index.manifest['files'])} files have their hashes"
+    finder = _finder(run, index.parent("dense"), index)
+    asked = [example.question for split in ("dev", "train") for example in islice(prepare.examples(index.parent("corpus"), split), verify.QUESTIONS)]
+    yield from verify.verify(index, finder, _passage_encoding(run, finder), asked[: verify.QUESTIONS])
+
+
+def _finder(run: Run, dense: Artifact, index: Artifact | None) -> Retriever:
+    """The dense method's retriever on the run's device."""
+    found = getattr(restore(dense, index).to(_device(run)).eval(), "retriever", None)
+    assert isinstance(found, Retriever)
+    return found
+
+
+def _passage_encoding(run: Run, finder: Retriever) -> Encoding:
+    """The passage encoder on all devices of the run."""
+    assert finder.context_encoder is not None
+    devices = [torch.device("cpu")] if run.hardware.device == "cpu" else [torch.device("cuda", number) for number in range(run.hardware.devices)]
+    return Encoding(finder.context_encoder, finder.wordpiece, finder.config.passage_tokens, finder.search.encoding, devices)
+
+
+def _retriever_settings(artifact: Artifact, description: dict[str, Any], index: Artifact | None) -> dict[str, Any]:
     """What the encoders were trained to see: kept by the dense method that trained them."""
     if "retriever" in description["options"]:
         settings: dict[str, Any] = description["options"]["retriever"]
         return settings
-    dense = artifact.parent("index").parent("dense")
-    return _retriever_settings(dense, json.loads((dense.path / DESCRIPTION).read_text("utf-8")))
+    dense = (index or artifact.parent("index")).parent("dense")
+    return _retriever_settings(dense, json.loads((dense.path / DESCRIPTION).read_text("utf-8")), None)
 
 
-def _new_retriever(run: Run, data: Corpus, wordpiece: Wordpiece) -> Retriever:
-    question = encoder.build(run.model.encoder, wordpiece)
-    context = question if run.model.encoder.shared else copy.deepcopy(question)
-    return Retriever(run.task.options.retriever, run.index, wordpiece, question, context, Segmenter(data.dictionary))
+def _new_encoders(run: Run, data: Corpus, parents: list[Artifact]) -> tuple[Wordpiece, Encoder, Encoder]:
+    """A vocabulary, and encoders of questions and of passages (the same one where they are shared): new, or where ``options.start`` left them."""
+    shared = run.model.encoder.shared
+    if not (start := getattr(run.task.options, "start", "")):
+        made = _vocabulary(run, data, "wordpiece", lambda: encoder.build_vocabulary(run.model.encoder, data.texts(), Segmenter(data.dictionary)))
+        parents.append(made)
+        wordpiece = Wordpiece.load(made.path)
+        question = encoder.build(run.model.encoder, wordpiece)
+        return wordpiece, question, question if shared else copy.deepcopy(question)
+    parent = files.current(Path(run.store), start)
+    _check_corpus(parent, data.artifact, f"medrag train task={start}")
+    _check_shape(run, parent)
+    parents.append(parent)
+    method = restore(parent, None)
+    holder = getattr(method, "retriever", method)
+    found = [getattr(holder, name, None) for name in ("encoder", "question_encoder", "context_encoder")]
+    old = [one for one in found if isinstance(one, Encoder)]
+    if shared and old[0] is not old[-1]:
+        raise ValueError(f"model.encoder.shared=true, but {parent.path} has two encoders that differ")
+    question = _copied(old[0], run.model.encoder)
+    return Wordpiece.load(parent.path), question, question if shared else _copied(old[-1], run.model.encoder)
+
+
+def _copied(old: Encoder, config: encoder.Config) -> Encoder:
+    """An encoder with the weights of ``old``, and what does not change their shape (dropout, pooling, similarity) as it is asked for now."""
+    description = old.describe()
+    description |= {"pooling": config.pooling, "similarity": config.similarity, "divisor": config.temperature}
+    if old.albert is not None:
+        description["albert"] = description["albert"] | {"hidden_dropout_prob": config.dropout}
+    if old.bag is not None:
+        description["bag"] = description["bag"] | {"dropout": config.bag_dropout}
+    new = encoder.restore(description)
+    new.load_state_dict(old.state_dict())
+    return new
+
+
+def _check_shape(run: Run, parent: Artifact) -> None:
+    """Raise ValueError that names each key of the encoder that differs from what ``parent`` was trained with."""
+    before, now = parent.manifest["config"]["model"]["encoder"], asdict(run.model.encoder)
+    differ = [name for name in before if name in now and before[name] != now[name] and name not in RESHAPED]
+    if differ:
+        asked = ", ".join(f"model.encoder.{name}={now[name]}" for name in differ)
+        raise ValueError(f"{parent.path} has {', '.join(f'{name}={before[name]}' for name in differ)}, so its encoder does not fit {asked}")
 
 
 def _fixed_retriever(index: Artifact) -> Retriever:
@@ -241,7 +336,7 @@ def _new_generator(run: Run, data: Corpus, parents: list[Artifact]) -> Generator
     """The closed_book method's generator for a warm start, else a new one; what it came from joins ``parents``."""
     if run.task.warm_start and "index" in _needs(methods.load(run.task.method)):
         artifact = files.current(Path(run.store), "closed_book")
-        _check_corpus(artifact, data, "medrag train task=closed_book", "or say task.warm_start=false")
+        _check_corpus(artifact, data.artifact, "medrag train task=closed_book", "or say task.warm_start=false")
         parents.append(artifact)
         warm = getattr(restore(artifact, None), "generator", None)
         assert isinstance(warm, Generator)
@@ -254,7 +349,7 @@ def _new_generator(run: Run, data: Corpus, parents: list[Artifact]) -> Generator
 def _vocabulary(run: Run, data: Corpus, kind: str, build: Callable[[], Wordpiece | Sentencepiece]) -> Artifact:
     """The tokenizer artifact for this corpus and size, built once."""
     config = run.model.encoder if kind == "wordpiece" else run.model.generator
-    settings = [kind, config.pretrained, config.vocabulary_tokens]
+    settings = [kind, config.pretrained, config.vocabulary_tokens, *([config.vocabulary_unit] if isinstance(config, encoder.Config) else [])]
     name = files.fingerprint([settings, data.artifact.hash])
     found = files.find(Path(run.store), kind, name)
     if found is None:
@@ -271,8 +366,9 @@ def _checkpoint_activations(parts: dict[str, Any]) -> None:
         parts["retriever"].question_encoder.checkpoint_activations()
         if parts["retriever"].context_encoder not in (None, parts["retriever"].question_encoder):
             parts["retriever"].context_encoder.checkpoint_activations()
-    if "generator" in parts:
-        parts["generator"].checkpoint_activations()
+    for name in ("encoder", "generator"):
+        if name in parts:
+            parts[name].checkpoint_activations()
 
 
 def _class(run: Run) -> type[Method]:
@@ -283,14 +379,10 @@ def _needs(module: ModuleType) -> frozenset[str]:
     return methods.the_class(module).needs
 
 
-def _path(name: str) -> Path | None:
-    return Path(name) if name else None
-
-
-def _check_corpus(artifact: Artifact, data: Corpus, remedy: str, otherwise: str = "") -> None:
+def _check_corpus(artifact: Artifact, corpus: Artifact, remedy: str, otherwise: str = "") -> None:
     """Raise ValueError, naming the command that mends it, where an artifact was made from another corpus than the newest."""
-    if artifact.manifest["parents"]["corpus"]["hash"] != data.artifact.hash:
-        raise ValueError(f"{artifact.path} is stale: it was made from another corpus than {data.artifact.path}; run `{remedy}` {otherwise}".rstrip())
+    if artifact.manifest["parents"]["corpus"]["hash"] != corpus.hash:
+        raise ValueError(f"{artifact.path} is stale: it was made from another corpus than {corpus.path}; run `{remedy}` {otherwise}".rstrip())
 
 
 def _device(run: Run) -> torch.device:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,27 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from medrag.fusion import SIGNALS
+from medrag.text import characters_and_pairs
+
+FEATURES = (*SIGNALS, "ceiling", "known", "margin", "coverage")
+
 Floats = npt.NDArray[np.float64]
+
+
+def features(signals: Mapping[str, float], ceiling: float, known: float, scores: Sequence[float], question: str, searched: str) -> list[float]:
+    """What the calibrator looks at, in the order of FEATURES.
+
+    The best hit's signals, BM25's as ``log(1 + x)``; its BM25 as a share of ``ceiling``; the share ``known`` of the question's units; by how
+    much of its own size its score is above the mean of the next four; and the share of the question's characters and pairs that stand in it.
+    """
+    lexical = signals["words"] + signals["characters"]
+    rest = scores[1:5]
+    margin = (scores[0] - sum(rest) / len(rest)) / (abs(scores[0]) + 1e-6) if rest else 0.0
+    asked = set(characters_and_pairs(question))
+    coverage = len(asked & set(characters_and_pairs(searched))) / len(asked) if asked else 0.0
+    shown = [signals[name] if name in ("dense", "questions") else math.log1p(signals[name]) for name in SIGNALS]
+    return [*shown, lexical / (ceiling + 1e-6), known, margin, coverage]
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class Run:
     task: Task = field(default_factory=Task)
     prepare: prepare.Config = field(default_factory=prepare.Config)
     workers: workers.Config = field(default_factory=workers.Config)
-    index: retriever.Fusion = field(default_factory=retriever.Fusion)
+    index: retriever.Search = field(default_factory=retriever.Search)
     answer: infer.Config = field(default_factory=infer.Config)
     evaluate: evaluate.Config = field(default_factory=evaluate.Config)
 

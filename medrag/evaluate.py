@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from medrag import methods, metrics
+from medrag import methods, metrics, ranking
 from medrag.infer import answer_in_batches
-from medrag.lexical import Lexical
 from medrag.methods import Method
 from medrag.metrics import Mean
 from medrag.retriever import Retriever
@@ -25,7 +24,6 @@ from medrag.text import Segmenter
 from medrag.types import Answer, Example
 
 POOLS = ("closed", "open")
-DEPTH = 100
 
 
 @dataclass
@@ -66,7 +64,7 @@ def evaluate(
     dense = load("dense")
     retriever = getattr(dense, "retriever", None)
     assert isinstance(retriever, Retriever)
-    retrieval, by_label = _retrieval(retriever, answerable, config, seed)
+    retrieval = ranking.measure(retriever, answerable, config.resamples, seed)
     chosen = _spread(answerable, config.questions)
     texts: list[Texts] = []
     shown = _spread(chosen, config.samples)
@@ -86,52 +84,12 @@ def evaluate(
     return {
         "questions": {"answerable": len(answerable), "unanswerable": len(test) - len(answerable), "generated_for": len(chosen)},
         "passages": len(retriever.passages),
-        "retrieval": {name: {measure: asdict(mean) for measure, mean in row.items()} for name, row in retrieval.items()},
-        "retrieval_by_label": by_label,
+        **retrieval,
         "texts": [asdict(row) for row in texts],
         "bleu_signature": signature,
         "refusal": _refusal(dense, test, refuse_below),
         "samples": [{"question": example.question, "reference": example.answers[0], "answers": said[example.id]} for example in shown],
     }
-
-
-def _retrieval(retriever: Retriever, examples: Sequence[Example], config: Config, seed: int) -> tuple[dict[str, dict[str, Mean]], dict[str, Any]]:
-    """recall@1/10/100 and MRR@10 of BM25 (both units), dense and their fusion; and recall@10 for each label."""
-    weights, own = (retriever.dense_weight, retriever.lexical_weight), retriever.lexical
-    searched = [retriever.searched(passage) for passage in retriever.passages]
-    variants: dict[str, tuple[float, float, str]] = {
-        "BM25, words": (0.0, 1.0, "words"),
-        "BM25, characters and pairs": (0.0, 1.0, "characters"),
-        "dense": (1.0, 0.0, ""),
-        "dense + BM25": (*weights, retriever.fusion.lexical_unit),
-    }
-    rows: dict[str, dict[str, Mean]] = {}
-    by_label: dict[str, Any] = {}
-    for name, (dense_weight, lexical_weight, unit) in variants.items():
-        retriever.dense_weight, retriever.lexical_weight = dense_weight, lexical_weight
-        if unit and own is not None and unit != own.unit:
-            retriever.lexical = Lexical(retriever.segmenter, unit, own.synonyms)
-            retriever.lexical.synonym_weight = own.synonym_weight
-            retriever.lexical.build(searched)
-        ranked = []
-        for start in tqdm(range(0, len(examples), 64), desc=name, unit=" batches", file=sys.stderr):
-            found = retriever.retrieve([example.question for example in examples[start : start + 64]], DEPTH)
-            ranked += [[hit.passage.id for hit in hits] for hits in found]
-        retriever.lexical = own
-        pairs = list(zip(ranked, (example.positives for example in examples), strict=True))
-        values = {f"recall@{k}": [metrics.recall_at(names, right, k) for names, right in pairs] for k in (1, 10, 100)}
-        values["MRR@10"] = [metrics.reciprocal_rank(names, right) for names, right in pairs]
-        rows[name] = {measure: metrics.mean_with_interval(column, config.resamples, seed) for measure, column in values.items()}
-        by_label[name] = {
-            label: asdict(
-                metrics.mean_with_interval(
-                    [v for v, e in zip(values["recall@10"], examples, strict=True) if e.label == label], config.resamples, seed
-                )
-            )
-            for label in sorted({example.label for example in examples})
-        }
-    retriever.dense_weight, retriever.lexical_weight = weights
-    return rows, by_label
 
 
 def _answers(method: Method, examples: Sequence[Example], pool: str, test: Sequence[Example]) -> tuple[list[Answer], float]:
@@ -206,14 +164,11 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 def table(result: dict[str, Any]) -> str:
     """The scores as text, for the terminal."""
-    lines = [f"{'retrieval':<28}" + "".join(f"{name:>22}" for name in ("recall@1", "recall@10", "recall@100", "MRR@10"))]
-    for name, row in result["retrieval"].items():
-        lines.append(f"{name:<28}" + "".join(f"{_percent(mean):>22}" for mean in row.values()))
-    lines += ["", f"{'texts':<28}" + "".join(f"{name:>22}" for name in ("character F1", "BLEU", "ROUGE-L"))]
+    lines = [*ranking.table(result), f"{'texts':<44}" + "".join(f"{name:>23}" for name in ("character F1", "BLEU", "ROUGE-L"))]
     for row in result["texts"]:
         bleu = f"{row['bleu']:.1f} [{row['bleu_low']:.1f}, {row['bleu_high']:.1f}]"
         label = f"{row['method']}, {row['pool']} pool"
-        lines.append(f"{label:<28}{_percent(row['character_f1']):>22}{bleu:>22}{_percent(row['rouge_l']):>22}")
+        lines.append(f"{label:<44}{ranking.percent(row['character_f1']):>23}{bleu:>23}{ranking.percent(row['rouge_l']):>23}")
     refusal = result["refusal"]
     unanswerable = refusal["refused_of_unanswerable"]
     lines += [
@@ -224,7 +179,3 @@ def table(result: dict[str, Any]) -> str:
         f"expected calibration error {refusal['calibration_error']:.3f}; BLEU signature {result['bleu_signature']}",
     ]
     return "\n".join(lines)
-
-
-def _percent(mean: dict[str, float]) -> str:
-    return f"{100 * mean['mean']:.1f} [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]"

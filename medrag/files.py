@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,9 +54,9 @@ def write_text(path: Path, text: str) -> None:
     """Replace ``path`` atomically: a reader sees the old text or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    _sync(partial)
+    sync(partial)
     os.replace(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def sha256(path: Path) -> str:
@@ -164,14 +165,12 @@ def publish(store: Path, kind: str, *, key: str, parents: Iterable[Artifact] = (
         yield staging
         manifest = _manifest(staging, kind, key, parents, config)
         write_json(staging / MANIFEST, manifest)
-        for path in staging.rglob("*"):
-            _sync(path)
-        _sync(staging)
+        sync_tree(staging)
         staging.chmod(0o755)
         number = 1 + max((int(path.name[1:7]) for path in home.glob("v[0-9]*-*")), default=0)
         final = home / f"v{number:06d}-{manifest['hash'][:8]}"
         os.rename(staging, final)
-        _sync(home)
+        sync(home)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -213,7 +212,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _sync(path: Path) -> None:
+def link_tree(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Put these files of one folder into another under the same names, in place of what is there: hard links, copies where none can be made."""
+    for name in names:
+        there = target / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.unlink(missing_ok=True)
+        try:
+            os.link(source / name, there)
+        except OSError:
+            shutil.copyfile(source / name, there)
+
+
+def name_other_work(folder: Path) -> None:
+    """Name on stderr the work folders beside this one: no run with the present settings finds them again."""
+    for other in sorted(path for path in folder.parent.glob(".work-*") if path != folder):
+        print(f"left by a run with other settings or sources that was stopped: {other}; delete it to free its disk", file=sys.stderr)
+
+
+def sync_tree(folder: Path) -> None:
+    """Synchronise a folder and all that is in it to disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Synchronise one file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

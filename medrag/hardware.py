@@ -24,7 +24,9 @@ class Hardware:
     precision: str = "fp32"
     """fp32, fp16 (compute capability 7.0 and up) or bf16 (8.0 and up, or a CPU)"""
     micro_batch: dict[str, int] = field(default_factory=lambda: {"default": 8})
-    """most examples a device takes at once, by method; ``default`` for the others"""
+    """most examples a device holds activations of at once, by method; ``default`` for the others"""
+    micro_tokens: int = 0
+    """most tokens a device holds activations of at once, padding included, for methods that contrast the whole batch (dense); 0: any number"""
     zero_stage: int = 0
     """DeepSpeed's ZeRO: 0, 1 (optimizer states shared out) or 2 (gradients too)"""
     checkpointing: bool = False
@@ -42,6 +44,8 @@ def check(hardware: Hardware) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"hardware.{name}={value}; allowed: {', '.join(map(str, allowed))}")
+    if hardware.micro_tokens < 0:
+        raise ValueError(f"hardware.micro_tokens={hardware.micro_tokens}; it must be 0 or more")
     if hardware.devices < 1:
         raise ValueError(f"hardware.devices={hardware.devices}; it must be 1 or more")
     least = {"fp32": 0.0, "fp16": 7.0, "bf16": 8.0}[hardware.precision]

@@ -23,6 +23,19 @@ def contrastive(q_BD: Tensor, c_CD: Tensor, positive_B: Tensor, masked_BC: Tenso
     return F.cross_entropy(score_BC, positive_B)
 
 
+def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float = 1.0) -> Tensor:
+    """``KL(softmax_K(teacher / temperature) || softmax_K(student))`` summed over each question's candidates, a mean over all B questions.
+
+    Hinton et al. 2015, equation 1, over a list of candidates as in RocketQAv2 (Ren et al. 2021, equation 4). Scores that are not finite mark
+    questions without a teacher: they add 0 and count in B all the same, so that the mean over ranks is that of one process.
+    """
+    known_B = teacher_BK.isfinite().all(1)
+    teacher_BK = torch.where(known_B.unsqueeze(1), teacher_BK.float(), 0.0)
+    target_BK = torch.log_softmax(teacher_BK / temperature, dim=1)
+    divergence_BK = F.kl_div(torch.log_softmax(student_BK.float(), dim=1), target_BK, reduction="none", log_target=True)
+    return (divergence_BK.sum(1) * known_B).mean()
+
+
 def rag_sequence(prior_BK: Tensor, logp_BKT: Tensor) -> Tensor:
     """``-LSE_k[log p(k|x) + sum_t log p(y_t|y_<t, x, k)]`` for each question (B,).
 

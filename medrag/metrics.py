@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,12 @@ from medrag.text import Segmenter
 Floats = npt.NDArray[np.float64]
 
 
-def recall_at(ranked: Sequence[str], right: Collection[str], k: int) -> float:
+def recall_at(ranked: Sequence[Hashable], right: Collection[Hashable], k: int) -> float:
     """1 where a right passage stands among the first ``k``, else 0 (DPR's top-k accuracy)."""
     return float(any(passage in right for passage in ranked[:k]))
 
 
-def reciprocal_rank(ranked: Sequence[str], right: Collection[str], k: int = 10) -> float:
+def reciprocal_rank(ranked: Sequence[Hashable], right: Collection[Hashable], k: int = 10) -> float:
     """1/rank of the first right passage among the first ``k``, 0 where there is none (MRR@k before the mean)."""
     return next((1 / rank for rank, passage in enumerate(ranked[:k], 1) if passage in right), 0.0)
 
@@ -96,8 +96,8 @@ class Mean:
     count: int
 
 
-def mean_with_interval(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Mean:
-    """Percentile bootstrap over questions (Efron 1979)."""
+def mean_with_interval(values: Sequence[float] | Floats, resamples: int = 1000, seed: int = 0) -> Mean:
+    """Percentile bootstrap over questions (Efron 1979); for differences of two systems on the same questions, the paired bootstrap."""
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
         return Mean(math.nan, math.nan, math.nan, 0)

@@ -27,7 +27,8 @@ class Config:
     answer_tokens: int = 256
     """longest answer learned from"""
     leave_out_own: bool = True
-    """train without the example's own passages, which are the very answers to be learned: a new question will not find its answer"""
+    """train without the example's own passages, which are the very answers to be learned, and those nearly equal to them: a new question
+    will not find its answer"""
     search: Search = field(default_factory=Search)
 
 

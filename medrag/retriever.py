@@ -1,18 +1,17 @@
 """Encoder + index + BM25 + passages -> hits.
 
-The score of a passage is ``q . d + w * BM25(q, d)``: with ``w`` = 0 DPR's own; a ``w`` tuned on development questions fuses the two,
-and the softmax over scores stays differentiable in the question encoder.
+A passage's score is a weighted sum of signals (SIGNALS), ``q . d`` among them: with a weight of 1 on that alone it is DPR's own. The
+softmax over scores stays differentiable in the question encoder.
 
-Shapes: B questions, K passages, N texts, D width, F features.
+Shapes: B questions, K passages, N all passages, M all questions that passages are found through, P of them, U candidates, D width, S signals.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medrag import confidence, files, metrics
-from medrag.confidence import Calibrator
+from medrag import confidence, fusion, metrics
+from medrag.confidence import FEATURES, Calibrator
 from medrag.encoder import Encoder
+from medrag.encoding import Encoding
+from medrag.fusion import SIGNALS
 from medrag.index import Index
-from medrag.lexical import Lexical, best
-from medrag.text import Segmenter, Synonyms, characters_and_pairs
+from medrag.lexical import UNITS, Lexical
+from medrag.memory import LEXICALS, NONE, Floats, Memory, Numbers, Seen
+from medrag.text import Segmenter, Synonyms
 from medrag.types import Example, Hit, Passage
 from medrag.vocabulary import Wordpiece
 
-FEATURES = ("dense", "lexical", "ceiling", "known", "margin", "coverage")
 FILE = "retrieval.json"
+TUNED_ON = 2000
+"""most questions that weights are tuned on, evenly spread: their candidates' signals are held in memory, some 50 KiB a question"""
 
 
 @dataclass
@@ -48,15 +51,44 @@ class Config:
 
 
 @dataclass
-class Fusion:
-    """How dense and BM25 search are joined; kept with the index."""
+class Search:
+    """How passages are found; kept with the index."""
 
+    kind: str = "auto"
+    """auto, flat, sq8, ivf, ivfpq, hnsw, or a Faiss factory string; always by inner product"""
+    memory_gib: float = 4.0
+    """memory that kind=auto may use for vectors"""
+    probes: int = 0
+    """lists that an IVF index looks into, or HNSW's efSearch; 0: chosen from kind and size"""
+    refine: int = 10
+    """candidates of an approximate index for each passage asked for, whose exact inner products are computed"""
+    shard_passages: int = 50_000
+    """passages encoded and written at once; finished shards survive a kill"""
+    encoding: str = "auto"
+    """arithmetic of the passage encoder while indexing: fp32, bf16, int8 or auto"""
     candidates: int = 200
-    """passages taken from each of dense and BM25 before their scores are fused"""
-    lexical_unit: str = "both"
-    """what BM25 counts: words (jieba, search mode), characters (and pairs of them), or both"""
+    """passages taken from each signal before their scores are added up"""
+    lexical: list[str] = field(default_factory=lambda: list(UNITS))
+    """what BM25 counts, a signal each: words (jieba, search mode), characters (and pairs of them); empty: no BM25"""
+    questions: bool = False
+    """whether a passage is also found through the training questions it answers"""
     synonyms: str = "corpora/synonyms.txt"
     """groups of words that mean the same, for questions in everyday words; empty: none"""
+
+
+def check(search: Search) -> None:
+    """Raise ValueError where a value is out of range."""
+    if unknown := [name for name in search.lexical if name not in UNITS]:
+        raise ValueError(f"index.lexical={unknown[0]!r}; allowed: {', '.join(UNITS)}")
+    if len(set(search.lexical)) != len(search.lexical):
+        raise ValueError(f"index.lexical={search.lexical}; each signal may be named once")
+    for name in ("candidates", "refine", "shard_passages"):
+        if getattr(search, name) < 1:
+            raise ValueError(f"index.{name}={getattr(search, name)}; it must be 1 or more")
+    if search.probes < 0:
+        raise ValueError(f"index.probes={search.probes}; it must be 0 (chosen) or more")
+    if search.memory_gib <= 0:
+        raise ValueError(f"index.memory_gib={search.memory_gib}; it must be above 0")
 
 
 class Retriever(nn.Module):
@@ -65,7 +97,7 @@ class Retriever(nn.Module):
     def __init__(
         self,
         config: Config,
-        fusion: Fusion,
+        search: Search,
         wordpiece: Wordpiece,
         question_encoder: Encoder,
         context_encoder: Encoder | None,
@@ -75,24 +107,51 @@ class Retriever(nn.Module):
         for name, asked in (("question_tokens", config.question_tokens), ("passage_tokens", config.passage_tokens)):
             if not 3 <= asked <= question_encoder.positions_tokens:
                 raise ValueError(f"task.options.retriever.{name}={asked}; the encoder allows 3 to {question_encoder.positions_tokens}")
+        check(search)
         self.config = config
-        self.fusion = fusion
+        self.search = search
         self.wordpiece = wordpiece
         self.question_encoder = question_encoder
         self.context_encoder = context_encoder
         self.segmenter = segmenter
-        self.passages: list[Passage] = []
-        self.row: dict[str, int] = {}
-        self.index: Index | None = None
-        self.lexical: Lexical | None = None
-        self.lexical_weight = 0.0
-        self.dense_weight = 1.0
-        self.calibrator = confidence.uncalibrated(len(FEATURES))
+        self.memory: Memory | None = None
         self.hidden: frozenset[str] = frozenset()
+        self.weights: dict[str, float] = {"dense": 1.0}
+        self.calibrator = confidence.uncalibrated(len(FEATURES))
+        self._seen: dict[str, Seen] = {}
 
     @property
     def device(self) -> torch.device:
         return next(self.question_encoder.parameters()).device
+
+    @property
+    def passages(self) -> Sequence[Passage]:
+        return self.memory.passages if self.memory else ()
+
+    @property
+    def row(self) -> Mapping[str, int]:
+        """The rows of passages by their ids."""
+        return self.memory.row if self.memory else {}
+
+    @property
+    def index(self) -> Index:
+        """Raises ValueError where nothing is remembered yet."""
+        return self._memory().index
+
+    @property
+    def lexicals(self) -> dict[str, Lexical]:
+        """The signals that are BM25."""
+        return self.memory.lexicals if self.memory else {}
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Those that there are, in the order of SIGNALS."""
+        return self.memory.signals if self.memory else ()
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The signals that count; ``dense`` is always looked at, since it alone finds something for every question."""
+        return tuple(name for name in self.signals if name == "dense" or self.weights.get(name, 0) > 0)
 
     # -- remembering ------------------------------------------------------------------------------------------------------------
 
@@ -100,8 +159,11 @@ class Retriever(nn.Module):
         """The text under which a passage is found."""
         return f"{passage.title} {passage.text}" if self.config.titles and passage.title else passage.text
 
-    def remember(self, passages: Sequence[Passage], lexical: bool = True, progress: bool = False) -> None:
-        """Encode and index passages in place of what was there. Raises ValueError on an empty list or a doubled id."""
+    def remember(self, passages: Sequence[Passage], lexical: bool = True, progress: bool = False, questions: Sequence[tuple[int, str]] = ()) -> None:
+        """Encode and index passages, in memory, in place of what was there; ``questions`` are ``(row of the passage that answers it, question)``.
+
+        Raises ValueError on an empty list or a doubled id.
+        """
         if not passages:
             raise ValueError("there are no passages to index")
         row = {passage.id: number for number, passage in enumerate(passages)}
@@ -109,31 +171,32 @@ class Retriever(nn.Module):
             raise ValueError(f"{len(passages) - len(row)} passages have the id of another")
         texts = [self.searched(passage) for passage in passages]
         x_ND = self.encode_passages(texts, progress)
-        self.passages, self.row, self.index = list(passages), row, Index(x_ND.shape[1])
-        self.index.add(x_ND)
-        self.lexical = None
-        if lexical:
-            synonyms = Synonyms(Path(self.fusion.synonyms) if self.fusion.synonyms else None)
-            self.lexical = Lexical(self.segmenter, self.fusion.lexical_unit, synonyms)
-            self.lexical.build(tqdm(texts, desc="BM25", unit=" passages", disable=not progress, file=sys.stderr))
+        memory = Memory(list(passages), row, _flat(x_ND))
+        for unit in self.search.lexical if lexical else ():
+            memory.lexicals[unit] = self.new_lexical(unit)
+            memory.lexicals[unit].build(tqdm(texts, desc=f"BM25 {unit}", unit=" passages", disable=not progress, file=sys.stderr))
+        if questions:
+            memory.owners_M = np.array([owner for owner, _ in questions], dtype=np.int64)
+            asked = [question for _, question in questions]
+            memory.question_index = _flat(self.question_vectors(asked, progress))
+            if lexical and self.search.lexical:
+                memory.lexicals["question_characters"] = self.new_lexical("question_characters")
+                memory.lexicals["question_characters"].build(asked)
+        self.memory, self._seen = memory, {}
 
-    @torch.no_grad()
-    def encode_passages(self, texts: Sequence[str], progress: bool = False, batch_passages: int = 64) -> npt.NDArray[np.float32]:
-        """Vectors (N, D) of passages in the order given, encoded from the longest to the shortest so that padding is small."""
+    def new_lexical(self, signal: str) -> Lexical:
+        """An empty BM25 index for one of LEXICALS."""
+        return Lexical(self.segmenter, LEXICALS[signal], Synonyms(Path(self.search.synonyms) if self.search.synonyms else None))
+
+    def encode_passages(self, texts: Sequence[str], progress: bool = False, precision: str = "fp32") -> Floats:
+        """Vectors (N, D) of passages in the order given."""
         if self.context_encoder is None:
             raise ValueError("this retriever has a fixed index and no passage encoder: passages are encoded by the dense method it came from")
-        training = self.training
-        self.eval()
-        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
-        x_ND = np.empty((len(texts), self.context_encoder.width), np.float32)
-        with tqdm(total=len(texts), desc="encoding", unit=" passages", disable=not progress, file=sys.stderr) as bar:
-            for start in range(0, len(order), batch_passages):
-                rows = order[start : start + batch_passages]
-                ids_NL, mask_NL = self.wordpiece.batch([texts[row] for row in rows], self.config.passage_tokens)
-                x_ND[rows] = self.context_encoder(ids_NL.to(self.device), mask_NL.to(self.device)).float().cpu().numpy()
-                bar.update(len(rows))
-        self.train(training)
-        return x_ND
+        return Encoding(self.context_encoder, self.wordpiece, self.config.passage_tokens, precision)(texts, progress)
+
+    def question_vectors(self, questions: Sequence[str], progress: bool = False, precision: str = "fp32") -> Floats:
+        """Vectors (M, D) of the questions that passages are found through, in the order given."""
+        return Encoding(self.question_encoder, self.wordpiece, self.config.question_tokens, precision)(questions, progress)
 
     def encode_questions(self, questions: Sequence[str]) -> Tensor:
         """Vectors (B, D) of questions, differentiable."""
@@ -143,40 +206,35 @@ class Retriever(nn.Module):
 
     # -- finding ----------------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def retrieve(self, questions: Sequence[str], k: int, exclude: Sequence[Collection[str]] | None = None) -> list[list[Hit]]:
         """The ``k`` best passages of each question, best first (fewer where the index holds fewer).
 
-        ``exclude`` names, for each question, ids of passages to leave out; ``hidden`` names ids left out for all.
+        ``exclude`` names, for each question, ids of passages to leave out, ``hidden`` those left out for all; what is nearly equal to them
+        (of the same group) is left out with them.
         """
         if not questions:
             return []
-        index = self._index()
-        left_out = [set() if exclude is None else {self.row[name] for name in exclude[b] if name in self.row} for b in range(len(questions))]
-        skip = [self.row[name] for name in self.hidden if name in self.row]
-        deep = max(k, self.fusion.candidates if self.lexical else 0) + max(map(len, left_out))
-        q_BD = self.encode_questions(questions).cpu().numpy()
-        score_BK, row_BK = index.search(q_BD, deep, skip)
+        self._seen = dict(zip(questions, seen := self._look(questions, k, self.used, exclude), strict=True))
+        weight_S = self._weight_S()
         found = []
-        for b, question in enumerate(questions):
-            rows, scores = self._fuse(question, q_BD[b], row_BK[b], score_BK[b], deep, {*left_out[b], *skip})
-            found.append([Hit(self.passages[row], score) for row, score in zip(rows[:k], scores[:k], strict=True)])
+        for one in seen:
+            score_U = one.signals_US @ weight_S
+            order = np.lexsort((one.rows_U, -score_U))[:k]
+            found.append([Hit(self.passages[row], score) for row, score in zip(one.rows_U[order].tolist(), score_U[order].tolist(), strict=True)])
         return found
 
-    def _fuse(
-        self, question: str, q_D: npt.NDArray[np.float32], rows_K: npt.NDArray[np.int64], dense_K: npt.NDArray[np.float32], deep: int, out: set[int]
-    ) -> tuple[list[int], list[float]]:
-        """Rows and fused scores of the union of dense and lexical candidates, best first."""
-        if self.lexical is None or self.lexical_weight == 0:
-            kept = [(int(row), float(score) * self.dense_weight) for row, score in zip(rows_K, dense_K, strict=True) if int(row) not in out]
-            return [row for row, _ in kept], [score for _, score in kept]
-        lexical_N = self.lexical.scores(question)
-        union = np.asarray(sorted(({int(row) for row in rows_K} | set(best(lexical_N, deep))) - out), dtype=np.int64)
-        if not len(union):
-            return [], []
-        score = self.dense_weight * (self._index().vectors(union.tolist()) @ q_D) + self.lexical_weight * lexical_N[union]
-        order = np.lexsort((union, -score))
-        return [int(row) for row in union[order]], [float(value) for value in score[order]]
+    def _weight_S(self) -> npt.NDArray[np.float64]:
+        return np.array([self.weights.get(name, 0.0) for name in SIGNALS])
+
+    @torch.no_grad()
+    def _look(
+        self, questions: Sequence[str], k: int, used: tuple[str, ...], exclude: Sequence[Collection[str]] | None = None, rows: Numbers = NONE
+    ) -> list[Seen]:
+        memory = self._memory()
+        left_out = [memory.rows(names, with_groups=True) for names in exclude] if exclude is not None else [NONE] * len(questions)
+        deep = k if used == ("dense",) else max(k, self.search.candidates)
+        q_BD = self.encode_questions(questions).cpu().numpy()
+        return memory.look(questions, q_BD, deep, used, memory.hidden_rows(self.hidden), left_out, rows)
 
     def logp(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Tensor:
         """``log softmax_K`` of the scores (B, K), fp32, differentiable in the question encoder; passage vectors come from the index.
@@ -185,14 +243,35 @@ class Retriever(nn.Module):
         """
         if len({len(row) for row in hits}) != 1:
             raise ValueError(f"each question needs the same number of hits, not {sorted({len(row) for row in hits})}")
-        rows = [[self.row[hit.passage.id] for hit in row] for row in hits]
-        d_BKD = np.stack([self._index().vectors(row) for row in rows])
+        rows_BK = np.array([[self.row[hit.passage.id] for hit in row] for row in hits], dtype=np.int64)
+        d_BKD = np.stack([self.index.vectors(row.tolist()) for row in rows_BK])
         q_BD = self.encode_questions(questions)
-        score_BK = self.dense_weight * torch.einsum("bd,bkd->bk", q_BD, torch.from_numpy(d_BKD).to(q_BD.device))
-        if self.lexical is not None and self.lexical_weight:
-            lexical = [self.lexical.scores(question)[row] for question, row in zip(questions, rows, strict=True)]
-            score_BK = score_BK + self.lexical_weight * torch.from_numpy(np.stack(lexical)).to(q_BD.device)
+        score_BK = self.weights.get("dense", 0.0) * torch.einsum("bd,bkd->bk", q_BD, torch.from_numpy(d_BKD).to(q_BD.device))
+        if self.used != ("dense",):
+            seen = [self._recall(question, row) for question, row in zip(questions, rows_BK, strict=True)]
+            fixed_S = self._weight_S() * np.array([name in LEXICALS for name in SIGNALS])
+            fixed_BK = np.stack([one.of(row) @ fixed_S for one, row in zip(seen, rows_BK, strict=True)])
+            score_BK = score_BK + torch.from_numpy(fixed_BK).to(score_BK)
+            if "questions" in self.used:
+                above = [self._above(q_D, row, one.floor) for q_D, row, one in zip(q_BD, rows_BK, seen, strict=True)]
+                score_BK = score_BK + self.weights["questions"] * torch.stack(above)
         return torch.log_softmax(score_BK, dim=1)
+
+    def _above(self, q_D: Tensor, row_K: Numbers, floor: float) -> Tensor:
+        """The signal ``questions`` (K,) of some passages, differentiable."""
+        memory = self._memory()
+        assert memory.question_index is not None
+        number_P = np.flatnonzero(np.isin(memory.owners_M, row_K))
+        near_P = (torch.from_numpy(memory.question_index.vectors(number_P.tolist())).to(q_D.device) @ q_D - floor).clamp(min=0)
+        own_KP = torch.from_numpy(row_K[:, None] == memory.owners_M[number_P][None]).to(q_D.device)
+        return torch.cat([near_P.new_zeros(len(row_K), 1), near_P * own_KP], dim=1).amax(1)
+
+    def _recall(self, question: str, rows: Numbers) -> Seen:
+        """What was seen of the question when it was asked last, if that covers these rows, or a new look."""
+        seen = self._seen.get(question)
+        if seen is None or seen.used != self.used or not np.isin(rows, seen.rows_U).all():
+            (seen,) = self._look([question], 1, self.used, rows=rows)
+        return seen
 
     # -- being sure -------------------------------------------------------------------------------------------------------------
 
@@ -200,77 +279,53 @@ class Retriever(nn.Module):
         """What the calibrator looks at, in the order of FEATURES."""
         if not hits:
             return [0.0] * len(FEATURES)
-        row, top = self.row[hits[0].passage.id], hits[0].score
-        lexical, ceiling, known = 0.0, 0.0, 0.0
-        if self.lexical is not None:
-            lexical = float(self.lexical.scores(question)[row])
-            ceiling, known = self.lexical.ceiling(question)
-        dense = top - self.lexical_weight * lexical
-        rest = [hit.score for hit in hits[1:5]]
-        margin = (top - sum(rest) / len(rest)) / (abs(top) + 1e-6) if rest else 0.0
-        coverage = self._coverage(question, hits[0].passage)
-        return [dense, math.log1p(lexical), lexical / (ceiling + 1e-6), known, margin, coverage]
-
-    def _coverage(self, question: str, passage: Passage) -> float:
-        """The share of the question's characters and pairs that stand in the passage, 0..1."""
-        asked = set(characters_and_pairs(question))
-        return len(asked & set(characters_and_pairs(self.searched(passage)))) / len(asked) if asked else 0.0
+        row = np.array([self.row[hits[0].passage.id]])
+        seen = self._recall(question, row)
+        signals = dict(zip(SIGNALS, seen.of(row)[0].tolist(), strict=True))
+        searched = self.searched(hits[0].passage)
+        return confidence.features(signals, seen.ceiling, seen.known, [hit.score for hit in hits], question, searched)
 
     def confidence(self, question: str, hits: Sequence[Hit]) -> float:
         """Calibrated probability, 0..1, that the best hit answers the question; 0 without a hit."""
         return self.calibrator(self.features(question, hits)) if hits else 0.0
 
     def tune(self, examples: Sequence[Example], batch_questions: int = 32) -> dict[str, Any]:
-        """Choose the fusion weight by MRR@10 on development examples, then fit the calibrator on them; return what was found.
+        """Choose what synonyms count and the signals' weights on development examples, then fit the calibrator on them; return what was found.
 
         Examples without positives (unanswerable questions) take part in the calibration only.
         """
         answerable = [example for example in examples if example.positives]
+        answerable = answerable[:: -(-len(answerable) // TUNED_ON) or 1]
         tried: dict[str, float] = {}
-        weights: dict[float, float] = {}
-        if self.lexical is not None and answerable:
-            ratio = self._score_ratio([example.question for example in answerable[:200]])
-            tried |= self._tune_synonyms(answerable)
-            for share in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0):
-                self.lexical_weight = share * ratio
-                weights[self.lexical_weight] = self.mean_reciprocal_rank(answerable, batch_questions)
-            self.lexical_weight = max(weights, key=lambda weight: weights[weight])
-            tried |= {f"BM25 weight {weight:.4g}": found for weight, found in weights.items()}
+        if len(self.signals) > 1 and answerable:
+            for name in self.lexicals:
+                found = self._memory().tune_synonyms(name, [(example.question, self._memory().rows(example.positives)) for example in answerable])
+                tried |= {f"{name}, synonyms {weight:g}": value for weight, value in found.items()}
+            tables = fusion.Tables([table for batch in _batches(answerable, batch_questions) for table in self._tables(batch)])
+            columns = np.eye(len(self.signals))
+            tried |= {f"{name} alone": tables.reciprocal_rank(columns[place]) for place, name in enumerate(self.signals)}
+            weight_S = fusion.fit(tables)
+            self.weights = dict(zip(self.signals, weight_S.tolist(), strict=True))
+            tried["together"] = tables.reciprocal_rank(weight_S)
         features, right = [], []
         for example, hits in self._search(examples, batch_questions):
             features.append(self.features(example.question, hits))
             right.append(bool(hits) and hits[0].passage.id in example.positives)
         if examples:
             self.calibrator = confidence.fit(np.asarray(features), np.asarray(right))
-        synonym_weight = self.lexical.synonym_weight if self.lexical else 0.0
         return {
-            "lexical_weight": self.lexical_weight,
-            "synonym_weight": synonym_weight,
+            "weights": dict(self.weights),
+            "synonym_weights": {name: lexical.synonym_weight for name, lexical in self.lexicals.items()},
             "mrr_at_10": tried,
             "calibrated_on_questions": len(examples),
             "right": int(sum(right)),
         }
 
-    def _tune_synonyms(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Choose how much synonyms count by the MRR@10 of BM25 alone."""
-        assert self.lexical is not None
-        found: dict[float, float] = {}
-        for weight in (0.0, 0.25, 0.5, 1.0) if self.lexical.synonyms.groups else (0.0,):
-            self.lexical.synonym_weight = weight
-            ranked = ([self.passages[row].id for row in self.lexical.search(example.question, 10)] for example in examples)
-            found[weight] = float(
-                np.mean([metrics.reciprocal_rank(names, example.positives) for names, example in zip(ranked, examples, strict=True)])
-            )
-        self.lexical.synonym_weight = max(found, key=lambda weight: found[weight])
-        return {f"synonym weight {weight:g}": value for weight, value in found.items()}
-
-    def _score_ratio(self, questions: Sequence[str]) -> float:
-        """How many units of inner product one unit of BM25 is worth: the ratio of their spreads over the best candidates."""
-        assert self.lexical is not None
-        q_BD = self.encode_questions(questions).detach().cpu().numpy()
-        dense_BK, _ = self._index().search(q_BD, 100)
-        lexical = [np.sort(self.lexical.scores(question))[-100:].std() for question in questions]
-        return float(dense_BK.std(1).mean() / max(float(np.mean(lexical)), 1e-6))
+    def _tables(self, examples: Sequence[Example]) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
+        """Of each example the candidates' signals (U, S), and which candidates are right."""
+        columns = [SIGNALS.index(name) for name in self.signals]
+        for example, seen in zip(examples, self._look([example.question for example in examples], 10, self.signals), strict=True):
+            yield seen.signals_US[:, columns], np.isin(seen.rows_U, self._memory().rows(example.positives))
 
     def mean_reciprocal_rank(self, examples: Sequence[Example], batch_questions: int) -> float:
         """MRR@10 of the examples' positives; 0 without examples."""
@@ -281,46 +336,52 @@ class Retriever(nn.Module):
 
     def _search(self, examples: Sequence[Example], batch_questions: int) -> Iterator[tuple[Example, list[Hit]]]:
         """Each example with its ten best hits."""
-        for start in range(0, len(examples), batch_questions):
-            batch = examples[start : start + batch_questions]
+        for batch in _batches(examples, batch_questions):
             yield from zip(batch, self.retrieve([example.question for example in batch], 10), strict=True)
 
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> None:
-        """Write vectors, passages, BM25 and what was tuned; the encoders are kept by the method that trained them."""
-        self._index().save(folder)
-        files.write_jsonl(folder / "passages.jsonl", map(asdict, self.passages))
-        if self.lexical is not None:
-            self.lexical.save(folder / "bm25")
-        tuned = {
-            "lexical_weight": self.lexical_weight,
-            "synonym_weight": self.lexical.synonym_weight if self.lexical else 0.0,
+    def state(self) -> dict[str, Any]:
+        """What ``load`` reads from retrieval.json."""
+        return {
+            "search": asdict(self.search),
+            "weights": self.weights,
+            "synonym_weights": {name: lexical.synonym_weight for name, lexical in self.lexicals.items()},
             "calibrator": asdict(self.calibrator),
-            "fusion": asdict(self.fusion),
+            "passages": len(self.passages),
+            "removed": len(self._memory().removed_R),
+            "questions": len(self._memory().owners_M),
         }
-        files.write_json(folder / FILE, tuned)
 
     def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote. Raises ValueError where vectors and passages differ in number or the encoder in width."""
-        self.index = Index.load(folder)
-        self.passages = [Passage(**row) for row in files.read_jsonl(folder / "passages.jsonl")]
-        self.row = {passage.id: number for number, passage in enumerate(self.passages)}
-        if len(self.index) != len(self.passages):
-            raise ValueError(f"{folder}: {len(self.index)} vectors but {len(self.passages)} passages")
-        if self.index.width != self.question_encoder.width:
-            raise ValueError(f"{folder}: vectors of width {self.index.width}, but the question encoder gives {self.question_encoder.width}")
-        tuned = json.loads((folder / FILE).read_text("utf-8"))
-        self.fusion = Fusion(**tuned["fusion"])
-        self.lexical = None
-        if (folder / "bm25").is_dir():
-            self.lexical = Lexical.load(folder / "bm25", self.segmenter, self.fusion.lexical_unit, len(self.passages))
-            self.lexical.synonym_weight = float(tuned["synonym_weight"])
-        self.lexical_weight = float(tuned["lexical_weight"])
-        stored = tuned["calibrator"]
+        """Map an index artifact. Raises ValueError where its parts do not fit each other or the encoder."""
+        kept = json.loads((folder / FILE).read_text("utf-8"))
+        self.search = Search(**kept["search"])
+        self.attach(folder)
+        self.weights = {name: float(weight) for name, weight in kept["weights"].items()}
+        for name, weight in kept["synonym_weights"].items():
+            self.lexicals[name].synonym_weight = float(weight)
+        stored = kept["calibrator"]
         self.calibrator = Calibrator(tuple(stored["mean"]), tuple(stored["deviation"]), tuple(stored["weight"]), float(stored["bias"]))
 
-    def _index(self) -> Index:
-        if self.index is None:
+    def attach(self, folder: Path) -> None:
+        """Map an index artifact that lacks nothing but what ``tune`` finds out. Raises ValueError where its parts do not fit."""
+        memory = Memory.load(folder, self.segmenter)
+        if memory.index.width != self.question_encoder.width:
+            raise ValueError(f"{folder}: vectors of width {memory.index.width}, but the question encoder gives {self.question_encoder.width}")
+        self.memory, self._seen = memory, {}
+
+    def _memory(self) -> Memory:
+        if self.memory is None:
             raise ValueError("nothing is indexed yet")
-        return self.index
+        return self.memory
+
+
+def _flat(x_ND: Floats) -> Index:
+    index = Index(x_ND.shape[1])
+    index.add(x_ND)
+    return index
+
+
+def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    return (examples[start : start + size] for start in range(0, len(examples), size))

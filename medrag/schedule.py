@@ -42,15 +42,31 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a device holds activations of at once; 0: any number."""
+
+    examples: int = 0
+    tokens: int = 0
+    """padding included"""
+
+
+@dataclass(frozen=True, slots=True)
 class Shares:
     """How a global batch is cut."""
 
     micro: int
+    """examples that a device takes in one forward pass"""
     accumulation: int
+    """forward passes of a step"""
+    room: Room = Room()
+    """what a forward pass that takes a device's whole share may hold activations of at once"""
 
 
 def shares(task: Task, hardware: Hardware, whole_batch: bool) -> Shares:
-    """Micro batch and accumulation: the fewest equal pieces that fit. Raises ValueError where the global batch cannot be shared out."""
+    """Micro batch and accumulation: the fewest equal pieces that fit. Raises ValueError where the global batch cannot be shared out.
+
+    A method that contrasts the whole batch takes its share in one forward pass, and cuts it itself by what there is room for.
+    """
     if task.global_batch < 1 or task.global_batch % hardware.devices:
         allowed = [number for number in range(1, task.global_batch + 1) if task.global_batch % number == 0]
         raise ValueError(f"task.global_batch={task.global_batch} is not divisible by hardware.devices={hardware.devices}; allowed devices: {allowed}")
@@ -58,12 +74,9 @@ def shares(task: Task, hardware: Hardware, whole_batch: bool) -> Shares:
     most = hardware.micro_batch.get(task.method, hardware.micro_batch.get("default", 8))
     if most < 1:
         raise ValueError(f"hardware.micro_batch.{task.method}={most}; it must be 1 or more")
+    if whole_batch:
+        return Shares(per_device, 1, Room(most, hardware.micro_tokens))
     accumulation = next(pieces for pieces in range(1, per_device + 1) if per_device % pieces == 0 and per_device // pieces <= most)
-    if whole_batch and accumulation > 1:
-        raise ValueError(
-            f"{task.method} contrasts the whole batch, so it cannot be accumulated: task.global_batch={task.global_batch} on "
-            f"hardware.devices={hardware.devices} needs hardware.micro_batch.{task.method}={per_device} or more, not {most}"
-        )
     return Shares(per_device // accumulation, accumulation)
 
 

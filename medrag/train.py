@@ -11,13 +11,11 @@ import json
 import math
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from medrag import files, weights
+from medrag import checkpoints, files, weights
 from medrag import hardware as machine
+from medrag.checkpoints import State
 from medrag.hardware import Hardware
 from medrag.methods import Method
 from medrag.schedule import Sampler, Shares, Task, rate, shares
@@ -107,18 +106,6 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-@dataclass
-class State:
-    """Where a run stands; ``peak_memory_gib`` is the first rank's, of the card on a GPU, else of the process."""
-
-    step: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-    bad_validations: int = 0
-    stopped: bool = False
-    peak_memory_gib: float = 0.0
-
-
 def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: Task, hardware: Hardware, seed: int, folder: Path) -> State:
     """Train ``method`` in place, to its best validation, and return where the run ended.
 
@@ -138,11 +125,13 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
         model=method, model_parameters=_groups(method, task.weight_decay), config=deepspeed_config(task, hardware, cut)
     )
     settings = {"devices": hardware.devices, "zero_stage": hardware.zero_stage, "precision": hardware.precision}
-    state = _resume(engine, folder, settings)
+    method.room = cut.room
+    state = checkpoints.resume(engine, folder, settings)
     log = _Log(folder, state.step) if rank == 0 else None
     saved = time.monotonic()
     bar = tqdm(total=steps, initial=state.step, desc=f"training {task.method}", unit=" steps", disable=rank != 0, file=sys.stderr, mininterval=1)
     while state.step < steps and not state.stopped:
+        method.renew(train, folder, state.step / sampler.steps_per_epoch, checkpoints.oldest_step(folder) / sampler.steps_per_epoch)
         method.train()
         _seed(seed, state.step, rank)
         mine = sampler.batch(state.step)[rank * task.global_batch // world : (rank + 1) * task.global_batch // world]
@@ -167,7 +156,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
             _validate(method, dev, task, cut, state, folder, log)
         elapsed = _sum(time.monotonic() - saved, device) / world
         if elapsed > 60 * task.save_every_minutes or state.step == steps or state.stopped:
-            _save(engine, folder, state, settings)
+            checkpoints.save(engine, folder, state, settings)
             saved = time.monotonic()
     bar.close()
     state.peak_memory_gib = round(max(state.peak_memory_gib, _peak_memory_gib(device)), 2)
@@ -184,12 +173,15 @@ def _stop_unless_finite(loss: float, step: int, task: Task) -> None:
 
 
 def _validate(method: Method, dev: Sequence[Example], task: Task, cut: Shares, state: State, folder: Path, log: _Log | None) -> None:
-    """Rank 0 measures; all ranks learn what it found."""
+    """Rank 0 measures; all ranks learn the criterion, which is the first of the measures."""
     found = torch.zeros(1, dtype=torch.float64)
+    measured: Mapping[str, float] = {}
+    started = time.monotonic()
     if dist.get_rank() == 0:
         method.eval()
         answerable = [example for example in dev if example.answers][: task.validate_examples]
-        found[0] = method.validate(answerable, max(cut.micro, 8)) if answerable else float(state.step)
+        measured = method.validate(answerable, max(min(cut.micro, cut.room.examples or cut.micro), 8)) if answerable else {"steps": state.step}
+        found[0] = next(iter(measured.values()))
     device = next(method.parameters()).device
     found = found.to(device)
     dist.broadcast(found, 0)
@@ -202,7 +194,8 @@ def _validate(method: Method, dev: Sequence[Example], task: Task, cut: Shares, s
         state.bad_validations += 1
         state.stopped = 0 < task.patience <= state.bad_validations
     if log:
-        log.write(state.step, validation=score)
+        curves = {f"validation/{name}": value for name, value in measured.items()}
+        log.write(state.step, validation=score, validation_seconds=round(time.monotonic() - started, 2), **curves)
 
 
 def _write_weights(method: Method, path: Path) -> None:
@@ -233,49 +226,6 @@ def _sum(value: float, device: torch.device) -> float:
     total = torch.tensor([value], dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return float(total)
-
-
-def _save(engine: Any, folder: Path, state: State, settings: dict[str, Any]) -> None:
-    """All ranks write into a staging folder; rank 0 adds hashes and renames it; the last two checkpoints are kept."""
-    home = folder / "checkpoints"
-    staging = home / ".staging"
-    if dist.get_rank() == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(staging), tag="state", client_state={"state": asdict(state)}, save_latest=False)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
-        hashes = {name: files.sha256(staging / name) for name in names}
-        files.write_json(staging / files.MANIFEST, {"files": hashes, "settings": settings, "state": asdict(state)})
-        final = home / f"step-{state.step:08d}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(staging, final)
-        for old in sorted(home.glob("step-*"))[:-2]:
-            shutil.rmtree(old)
-    dist.barrier()
-
-
-def _resume(engine: Any, folder: Path, settings: dict[str, Any]) -> State:
-    """Load the newest whole checkpoint. Raises ValueError where it was written on other hardware settings."""
-    for path in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((path / files.MANIFEST).read_text("utf-8"))
-            whole = all(files.sha256(path / name) == digest for name, digest in manifest["files"].items())
-        except (OSError, ValueError):
-            whole = False
-        if not whole:
-            continue
-        if manifest["settings"] != settings:
-            raise ValueError(
-                f"{path} was written with {manifest['settings']}, this run has {settings}; use the same, or remove {folder} to start anew"
-            )
-        engine.load_checkpoint(str(path), tag="state")
-        if dist.get_rank() == 0:
-            print(f"going on from {path}", file=sys.stderr)
-        return State(**manifest["state"])
-    return State()
 
 
 class _Log:

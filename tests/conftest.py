@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from medrag import encoder, generator, retriever
 from medrag.encoder import Encoder
 from medrag.generator import Generator
-from medrag.retriever import Fusion, Retriever
+from medrag.retriever import Retriever, Search
 from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.vocabulary import Sentencepiece, Wordpiece
@@ -88,18 +89,27 @@ class Tiny:
         config = generator.Config(width=32, head_width=8, heads=4, layers=2, feed_forward=48, dropout=0.0)
         return generator.build(config, self.sentencepiece).eval()
 
-    def retriever(self, seed: int = 0, remember: bool = True, lexical: bool = False, candidates: int = 200, fixed: bool = False) -> Retriever:
-        """``remember``: all passages are indexed; ``fixed``: there is no passage encoder, as in joint training."""
+    def retriever(
+        self,
+        seed: int = 0,
+        remember: bool = True,
+        lexical: bool = False,
+        candidates: int = 200,
+        fixed: bool = False,
+        asked: Sequence[tuple[int, str]] = (),
+    ) -> Retriever:
+        """``remember``: all passages are indexed; ``fixed``: there is no passage encoder, as in joint training; ``asked``: questions, each
+        after the row of its passage, that passages are found through."""
         made = Retriever(
             retriever.Config(question_tokens=32, passage_tokens=48),
-            Fusion(candidates=candidates, lexical_unit="characters", synonyms=""),
+            Search(kind="flat", candidates=candidates, lexical=["words", "characters"], questions=bool(asked), synonyms=""),
             self.wordpiece,
             self.encoder(seed),
             self.encoder(seed + 100),
             self.segmenter,
         ).eval()
         if remember:
-            made.remember(self.passages, lexical=lexical)
+            made.remember(self.passages, lexical=lexical, questions=asked)
         if fixed:
             made.context_encoder = None
         return made

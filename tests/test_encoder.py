@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from medrag import encoder
 from medrag.encoder import Encoder
+from medrag.text import Segmenter
 
 TEMPERATURE = 0.05
 
@@ -128,7 +129,7 @@ def folder(tiny: Tiny, tmp_path: Path) -> Path:
 
 def test_a_pretrained_folder_gives_its_own_vectors(tiny: Tiny, folder: Path) -> None:
     config = encoder.Config(pretrained=str(folder), dropout=0.0)
-    wordpiece = encoder.build_vocabulary(config, [])
+    wordpiece = encoder.build_vocabulary(config, [], Segmenter())
     assert wordpiece.size == tiny.wordpiece.size
     made = encoder.build(config, wordpiece).eval()
     ids_BL, mask_BL = wordpiece.batch(tiny.questions[:4], 32)
@@ -173,12 +174,25 @@ def test_bad_values_are_refused(tiny: Tiny, folder: Path) -> None:
         encoder.build(encoder.Config(pooling="max"), tiny.wordpiece)
     with pytest.raises(ValueError, match=r"similarity='l2'; allowed: dot, cosine"):
         encoder.build(encoder.Config(similarity="l2"), tiny.wordpiece)
-    with pytest.raises(ValueError, match=r"temperature=0"):
-        encoder.build(encoder.Config(similarity="cosine", temperature=0.0), tiny.wordpiece)
+    with pytest.raises(ValueError, match=r"temperature=-1"):
+        encoder.build(encoder.Config(similarity="cosine", temperature=-1.0), tiny.wordpiece)
     with pytest.raises(ValueError, match=r"width=30 is not divisible by model\.encoder\.heads=4"):
         encoder.build(encoder.Config(width=30, heads=4), tiny.wordpiece)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no model\.safetensors"):
         encoder.build(encoder.Config(pretrained=str(folder)), tiny.wordpiece)
     with pytest.raises(ValueError, match="neither a folder here nor a hub name"):
-        encoder.build_vocabulary(encoder.Config(pretrained=str(folder / "absent")), [])
+        encoder.build_vocabulary(encoder.Config(pretrained=str(folder / "absent")), [], Segmenter())
+    with pytest.raises(ValueError, match=r"model\.encoder\.vocabulary_unit='letters'; allowed: characters, words"):
+        encoder.build_vocabulary(encoder.Config(vocabulary_unit="letters"), [], Segmenter())
+    with pytest.raises(ValueError, match=r"vocabulary_unit=words: model\.encoder\.pretrained=.* brings its own"):
+        encoder.build_vocabulary(encoder.Config(pretrained=str(folder), vocabulary_unit="words"), [], Segmenter())
+
+
+def test_the_vocabulary_is_of_the_unit_asked_for(tiny: Tiny) -> None:
+    sizes = {}
+    for unit in encoder.VOCABULARY_UNITS:
+        made = encoder.build_vocabulary(encoder.Config(vocabulary_unit=unit, vocabulary_tokens=600), tiny.texts() * 2, Segmenter())
+        assert made.size <= 600
+        sizes[unit] = int(made.batch(tiny.questions, 64)[1].sum())
+    assert sizes["words"] < 0.8 * sizes["characters"]

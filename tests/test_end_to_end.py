@@ -97,12 +97,12 @@ def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, caps
     copied = tmp_path / "store"
     shutil.copytree(store, copied)
     assert main(["index", "verify", f"store={copied}"]) == 0
-    vectors = next(copied.glob("index/v*/vectors.faiss"))
+    vectors = next(copied.glob("index/v*/shards/00000.npy"))
     whole = vectors.read_bytes()
     vectors.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
     capsys.readouterr()
     assert main(["ask", "头疼", f"store={copied}"]) == 2
-    assert "vectors.faiss: altered" in capsys.readouterr().err
+    assert "00000.npy: altered" in capsys.readouterr().err
     vectors.write_bytes(whole)
     done = medrag("train", *DENSE, *FAST, "task.epochs=0.5", "hardware.devices=1", f"store={copied}", *TINY)
     assert done.returncode == 0, done.stderr
@@ -112,6 +112,37 @@ def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, caps
     assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token"]) == 0
     shutil.rmtree(next(copied.glob("dense/v000001-*")))
     assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token"]) == 2
+
+
+def test_passages_come_and_go_without_building_anew(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``ask`` sees them at once, and so does a method that was trained with the index they were added to."""
+    copied, new = tmp_path / "store", tmp_path / "new.jsonl"
+    shutil.copytree(store, copied)
+    row = {"id": "leaflet-1", "text": "紫斑狼尾草过敏的人不要吃酸枣糕。", "source": "leaflets", "title": "紫斑狼尾草"}
+    new.write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+
+    def asked(method: str) -> str:
+        capsys.readouterr()
+        assert main(["ask", "紫斑狼尾草过敏能吃酸枣糕吗？", f"store={copied}", f"answer.method={method}", "answer.refuse_below=0"]) == 0
+        return capsys.readouterr().out
+
+    assert "leaflet-1" not in asked("dense") + asked("rag_token")
+    assert main(["index", "add", str(new), f"store={copied}"]) == 0
+    assert "added: 1" in capsys.readouterr().err
+    assert "[1] leaflet-1" in asked("dense") and "leaflet-1" in asked("rag_token") and "leaflet-1" in asked("rag_sequence")
+    assert main(["index", "verify", f"store={copied}"]) == 0
+    out = capsys.readouterr().out
+    assert "encoded anew" in out and "recall@10" in out and "0 rows removed" in out
+    assert main(["index", "build", f"store={copied}"]) == 0
+    assert "leaflet-1" not in asked("dense"), "the index of the corpus alone is current again"
+    assert main(["index", "add", str(new), f"store={copied}"]) == 0
+    (tmp_path / "ids.txt").write_text("leaflet-1\n", "utf-8")
+    assert main(["index", "remove", "--from", str(tmp_path / "ids.txt"), f"store={copied}"]) == 0
+    assert "leaflet-1" not in asked("dense") + asked("rag_token")
+    assert main(["index", "remove", "leaflet-1", f"store={copied}"]) == 2
+    assert "has no passage 'leaflet-1'" in capsys.readouterr().err
+    assert main(["index", "verify", f"store={copied}"]) == 0
+    assert "1 rows removed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -130,7 +161,14 @@ def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, caps
         (["train", "task=rag_token", "hardware=2080ti"], "torch sees"),
         (["train", "task=closed_book", "hardware.devices=3"], "allowed devices"),
         (["train", "now"], "takes only key=value"),
-        (["index"], "allowed: build, verify"),
+        (["index"], "allowed: build, add FILE..., remove ID... (or --from FILE), verify"),
+        (["index", "build", "corpora"], "allowed: build, add FILE"),
+        (["index", "add"], "needs a file"),
+        (["index", "add", "corpora/consultation.jsonl"], "holds no index yet"),
+        (["index", "remove"], "needs ids, or --from FILE"),
+        (["index", "remove", "a", "--from", "b"], "--from FILE stands alone"),
+        (["index", "remove", "a"], "holds no index yet"),
+        (["index", "verify"], "holds no index yet"),
         (["index", "build"], "holds no corpus yet"),
         (["ask"], "needs a question"),
         (["ask", "？"], "needs a question"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +70,7 @@ def test_unknown_words_find_nothing(segmenter: Segmenter, question: str) -> None
     lexical = _lexical(segmenter)
     assert lexical.scores(question).tolist() == [0.0] * len(DOCUMENTS)
     assert lexical.search(question, 3) == []
-    assert lexical.ceiling(question) == (0.0, 0.0)
+    assert (lexical.find(question).ceiling, lexical.find(question).known) == (0.0, 0.0)
 
 
 def test_an_unknown_word_beside_known_ones_changes_nothing(segmenter: Segmenter) -> None:
@@ -89,11 +91,12 @@ def test_the_ceiling_is_never_passed(segmenter: Segmenter) -> None:
     lexical = _lexical(segmenter)
     columns = {token: max(_brute(lexical, token)[row] for row in range(len(DOCUMENTS))) for token in ("头", "痛")}
     for question in QUESTIONS:
-        ceiling, known = lexical.ceiling(question)
-        assert ceiling >= lexical.scores(question).max() - 1e-5
-        assert 0 < known <= 1
-    assert lexical.ceiling("头")[0] == pytest.approx(columns["头"], rel=1e-5)
-    assert lexical.ceiling("头z")[1] == pytest.approx(1 / 3)
+        found = lexical.find(question)
+        assert found.ceiling >= lexical.scores(question).max() - 1e-5
+        assert 0 < found.known <= 1
+    assert lexical.find("头").ceiling == pytest.approx(columns["头"], rel=1e-5)
+    assert lexical.find("头痛").ceiling > columns["头"] + columns["痛"]
+    assert lexical.find("头z").known == pytest.approx(1 / 3)
 
 
 def test_synonyms_count_as_much_as_their_weight(segmenter: Segmenter, tmp_path: Path) -> None:
@@ -103,6 +106,7 @@ def test_synonyms_count_as_much_as_their_weight(segmenter: Segmenter, tmp_path: 
     assert 5 not in plain.search("拉肚子", 6)
     assert lexical.search("拉肚子", 1) == [5]
     assert (lexical.scores("拉肚子就是腹泻") == plain.scores("拉肚子就是腹泻")).all(), "what the question says itself is not counted twice"
+    lexical.synonym_weight = 1.0
     full = lexical.scores("拉肚子")
     lexical.synonym_weight = 0.5
     np.testing.assert_allclose(lexical.scores("拉肚子"), (full + plain.scores("拉肚子")) / 2, rtol=1e-6)
@@ -113,18 +117,67 @@ def test_synonyms_count_as_much_as_their_weight(segmenter: Segmenter, tmp_path: 
 def test_saved_is_loaded(segmenter: Segmenter, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("腹泻 拉肚子\n", "utf-8")
     lexical = _lexical(segmenter, synonyms=Synonyms(tmp_path / "words.txt"))
-    folder = tmp_path / "saved"
-    folder.mkdir()
+    wanted = {question: lexical.find(question) for question in [*QUESTIONS, "拉肚子", "xyzzy"]}
+    folder = tmp_path / "bm25" / "characters"
     lexical.save(folder)
-    again = Lexical.load(folder, segmenter, "characters", len(DOCUMENTS))
-    for question in [*QUESTIONS, "拉肚子", "xyzzy"]:
-        assert (again.scores(question) == lexical.scores(question)).all()
-        assert again.ceiling(question) == lexical.ceiling(question)
-    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle")]
+    for again in (lexical, Lexical.load(folder, segmenter, "characters")):
+        assert len(again) == len(DOCUMENTS)
+        for question, want in wanted.items():
+            found = again.find(question)
+            assert (found.own_N == want.own_N).all() and (found.synonyms_N == want.synonyms_N).all()
+            assert (found.ceiling, found.known) == (want.ceiling, want.known)
+    assert {path.suffix for path in folder.iterdir()} == {".npy", ".json", ".txt"}
+
+
+@given(st.lists(st.text("头痛发热多喝水，a1 ", max_size=12), max_size=12), st.lists(st.integers(0, 12), max_size=3), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_added_is_built_at_once(segmenter: Segmenter, documents: list[str], cuts: list[int], at_once: int) -> None:
+    """However the documents come, whatever the size of a shard, kept on disk in between or not: the very same bits."""
+    whole, parts = Lexical(segmenter, "characters"), Lexical(segmenter, "characters")
+    whole.build(documents)
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as home:
+        patch.setattr("medrag.lexical.SHARD_DOCUMENTS", at_once)
+        for number, (start, end) in enumerate(pairwise([0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)])):
+            parts.add(documents[start:end])
+            if number % 2:
+                parts.save(Path(home) / "bm25")
+                parts = Lexical.load(Path(home) / "bm25", segmenter, "characters")
+        parts.save(Path(home) / "bm25")
+        for again in (parts, Lexical.load(Path(home) / "bm25", segmenter, "characters")):
+            assert len(again) == len(documents)
+            for question in ("头痛", "多喝水发热", "a1", "没有"):
+                one, other = whole.find(question), again.find(question)
+                assert (one.own_N == other.own_N).all()
+                assert one.ceiling == other.ceiling and one.known == other.known
+
+
+def test_adding_leaves_what_was_saved_as_it_was(segmenter: Segmenter, tmp_path: Path) -> None:
+    """A new folder takes the old shards over, as links, and what it adds touches nothing of theirs; a torn shard is not read."""
+    _lexical(segmenter).save(tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    more = Lexical.load(tmp_path / "old", segmenter, "characters")
+    more.add(["拉肚子了怎么办"])
+    more.save(tmp_path / "new")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    assert (tmp_path / "new" / "00000.rows_P.npy").samefile(tmp_path / "old" / "00000.rows_P.npy")
+    both = Lexical.load(tmp_path / "new", segmenter, "characters")
+    assert len(both) == len(DOCUMENTS) + 1 and both.search("拉肚子", 1) == [len(DOCUMENTS)]
+    (tmp_path / "new" / "00001.units.json").unlink()
+    assert len(Lexical.load(tmp_path / "new", segmenter, "characters")) == len(DOCUMENTS)
+
+
+def test_nothing_to_find(segmenter: Segmenter, tmp_path: Path) -> None:
+    """No documents, or documents without a unit."""
+    for documents in ([], ["。", ""]):
+        lexical = Lexical(segmenter)
+        lexical.build(documents)
+        lexical.save(tmp_path / str(len(documents)))
+        for again in (lexical, Lexical.load(tmp_path / str(len(documents)), segmenter, "words")):
+            assert again.scores("头痛").tolist() == [0.0] * len(documents)
 
 
 def test_another_unit_is_refused(segmenter: Segmenter) -> None:
-    with pytest.raises(ValueError, match="'bytes'; allowed: words, characters, both"):
+    with pytest.raises(ValueError, match=r"index\.lexical='bytes'; allowed: words, characters"):
         Lexical(segmenter, "bytes")
 
 

@@ -19,7 +19,9 @@ from torch.multiprocessing.spawn import spawn
 
 from medrag import encoder, losses, retriever
 from medrag.methods import Batch, dense
-from medrag.retriever import Fusion, Retriever
+from medrag.mining import Mined
+from medrag.retriever import Retriever, Search
+from medrag.schedule import Room
 from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.vocabulary import Wordpiece
@@ -138,6 +140,22 @@ def test_masked_columns_get_no_gradient() -> None:
     assert (c_CD.grad[[0, 2, 3]].abs().sum(1) > 0).all()
 
 
+def test_the_distance_from_the_teacher_is_the_divergence_and_vanishes_where_they_agree() -> None:
+    student_BK, teacher_BK = torch.randn(3, 4), torch.randn(3, 4)
+    teacher_BK[1, 2] = math.nan
+    expected = 0.0
+    for b in (0, 2):
+        p, q = (teacher_BK[b].double() / 0.5).softmax(0).tolist(), student_BK[b].double().softmax(0).tolist()
+        expected += sum(mass * math.log(mass / other) for mass, other in zip(p, q, strict=True)) / 3
+    assert float(losses.distillation(student_BK, teacher_BK, 0.5)) == pytest.approx(expected, abs=1e-6)
+    known_BK = teacher_BK[[0, 2]]
+    assert float(losses.distillation(known_BK / 0.5 + 7, known_BK, 0.5)) == pytest.approx(0, abs=1e-6)
+    student_BK.requires_grad_()
+    losses.distillation(student_BK, teacher_BK, 0.5).backward()  # type: ignore[no-untyped-call]
+    assert student_BK.grad is not None and bool(student_BK.grad.isfinite().all())
+    assert (student_BK.grad[1] == 0).all() and (student_BK.grad[[0, 2]] != 0).all()
+
+
 def test_gather_without_a_group_is_the_tensor_itself() -> None:
     x = torch.randn(2, 3)
     assert losses.gather(x) is x
@@ -151,9 +169,11 @@ def make_dense(folder: Path, examples: list[Example], passages: list[Passage]) -
         encoder.Config(embedding=16, width=32, layers=2, heads=4, feed_forward=48, dropout=0.0, positions_tokens=64), wordpiece
     ).describe()
     config = retriever.Config(question_tokens=32, passage_tokens=48)
-    finder = Retriever(config, Fusion(synonyms=""), wordpiece, encoder.restore(description), encoder.restore(description), Segmenter())
-    method = dense.Dense(dense.Config(negatives=1, title_share=1.0, retriever=config), finder, {passage.id: passage for passage in passages})
+    finder = Retriever(config, Search(synonyms=""), wordpiece, encoder.restore(description), encoder.restore(description), Segmenter())
+    options = dense.Config(negatives=1, title_share=1.0, retriever=config, symmetric=0.5, distillation=2.0, teacher="index")
+    method = dense.Dense(options, finder, {passage.id: passage for passage in passages})
     method.load_state_dict(load_file(folder / "weights.safetensors"))
+    method.mined = {"e0": Mined(("p1",), {"p0": 1.0, "p1": 0.2}), "e4": Mined(("p5",), {"p4": 0.1, "p5": 0.4})}
     return method, method.collate(examples)
 
 
@@ -163,6 +183,7 @@ def one_rank(rank: int, port: int, folder: Path, examples: list[Example], passag
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120))
     half = len(examples) // 2
     method, batch = make_dense(folder, examples[rank * half : (rank + 1) * half], passages)
+    method.room = Room(examples=1) if rank else Room(tokens=40)
     loss = method(batch)
     loss.backward()
     found = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None} | {"loss": loss.detach()}
@@ -179,7 +200,10 @@ def second_rank(_process: int, port: int, folder: Path, examples: list[Example],
 
 
 def test_two_ranks_equal_one_process(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real method on a batch split over two gloo ranks; a right answer of one rank's question is a column of the other's."""
+    """The real method on a batch split over two gloo ranks, each in chunks of its own, with every part of the loss.
+
+    A right answer of one rank's question is a column of the other's; each rank has one question that a teacher has scored.
+    """
     examples = tiny.examples[:6]
     shared = Example("twin", "糖尿病能喝酒吗？", examples[0].answers, ("p0",), ("p20",))
     examples = [*examples[:3], shared, *examples[4:]]
@@ -188,7 +212,8 @@ def test_two_ranks_equal_one_process(tiny: Tiny, tmp_path: Path, monkeypatch: py
     save_file(dense.Dense(dense.Config(), finder, tiny.library).state_dict(), tmp_path / "weights.safetensors")
 
     method, batch = make_dense(tmp_path, examples, tiny.passages)
-    assert len(set(batch.tensors["passage_hash_P"].tolist())) < len(batch.tensors["passage_hash_P"])
+    assert len(set(batch.tensors["likeness_PS"][:, 0].tolist())) < len(batch.tensors["likeness_PS"])
+    assert batch.tensors["teacher_BK"].isfinite().all(1).tolist() == [True, False, False, False, True, False]
     loss = method(batch)
     loss.backward()
     with socket.socket() as probe:

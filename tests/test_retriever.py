@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medrag import files, metrics, retriever
-from medrag.retriever import Fusion, Retriever
+from medrag.confidence import FEATURES
+from medrag.fusion import SIGNALS
+from medrag.lexical import Found, Lexical
+from medrag.memory import FOLDERS
+from medrag.passages import write_ids, write_shard
+from medrag.retriever import Retriever, Search
 from medrag.types import Example, Hit, Passage
 
 Vectors = list[torch.Tensor]
+ASKED = [
+    (0, "孕妇能不能喝咖啡"),
+    (3, "孩子发烧了怎么办"),
+    (3, "发烧三十九度吃什么药"),
+    (13, "血糖高了怎么办"),
+    (2, "怀孕感冒吃药"),
+    (0, "咖啡和茶能喝吗"),
+]
+"""questions after the rows of the passages that answer them, in no order"""
+WEIGHTS: list[dict[str, float]] = [
+    {"dense": 1.0},
+    {"dense": 0.5, "words": 0.0},
+    {"dense": 1.0, "characters": 3.0},
+    {"dense": 1.0, "words": 2.0, "characters": 1.0},
+    {"characters": 1.0},
+    {"dense": 1.0, "questions": 2.0},
+    {"dense": 0.5, "words": 1.0, "characters": 1.0, "questions": 0.5, "question_characters": 2.0},
+    {"questions": 1.0, "question_characters": 1.0},
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +55,28 @@ def d_D(tiny: Tiny) -> Vectors:
         return [finder.context_encoder(*tiny.wordpiece.batch([text], 48))[0] for text in texts]
 
 
+@pytest.fixture(scope="module", name="finder")
+def _finder(tiny: Tiny) -> Retriever:
+    """With every signal there is; a test sets weights and what is hidden."""
+    return tiny.retriever(lexical=True, asked=ASKED)
+
+
 def brute_force(finder: Retriever, tiny: Tiny, d_D: Vectors, question: str, out: set[str]) -> list[tuple[str, float]]:
-    """Every passage's score, one pair at a time, best first."""
+    """Every passage's score, one pair at a time, best first; of equal ones the first passage first."""
     with torch.no_grad():
         q_D = finder.question_encoder(*tiny.wordpiece.batch([question], 32))[0]
-    score = [finder.dense_weight * float(q_D @ d) for d in d_D]
-    if finder.lexical is not None:
-        bm25_N = finder.lexical.scores(question)
-        score = [value + finder.lexical_weight * float(bm25) for value, bm25 in zip(score, bm25_N, strict=True)]
-    pairs = [(passage.id, value) for passage, value in zip(tiny.passages, score, strict=True) if passage.id not in out]
+        asked_D = [finder.question_encoder(*tiny.wordpiece.batch([text], 32))[0] for _, text in ASKED]
+    kept = [number for number, (owner, _) in enumerate(ASKED) if tiny.passages[owner].id not in out]
+    floor = min((float(q_D @ asked_D[number]) for number in kept), default=0.0)
+    pairs = []
+    for row, passage in enumerate(tiny.passages):
+        own = [number for number in kept if ASKED[number][0] == row]
+        signals = {"dense": float(q_D @ d_D[row]), "questions": max((float(q_D @ asked_D[number]) - floor for number in own), default=0.0)}
+        for name, lexical in finder.lexicals.items():
+            score = lexical.scores(question)
+            signals[name] = max((float(score[number]) for number in own), default=0.0) if name == "question_characters" else float(score[row])
+        if passage.id not in out:
+            pairs.append((passage.id, sum(weight * signals[name] for name, weight in finder.weights.items())))
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
@@ -44,40 +85,52 @@ def assert_same(hits: list[Hit], expected: list[tuple[str, float]]) -> None:
     assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-3)
 
 
-@pytest.mark.parametrize(("lexical", "lexical_weight", "dense_weight"), [(False, 0.0, 1.0), (True, 0.0, 1.0), (True, 3.0, 1.0), (True, 1.0, 0.0)])
-def test_retrieve_equals_brute_force(tiny: Tiny, d_D: Vectors, lexical: bool, lexical_weight: float, dense_weight: float) -> None:
-    finder = tiny.retriever(lexical=lexical)
-    finder.lexical_weight, finder.dense_weight = lexical_weight, dense_weight
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda weights: "+".join(weights))
+def test_retrieve_equals_brute_force(tiny: Tiny, d_D: Vectors, weights: dict[str, float]) -> None:
+    """Where every passage is a candidate, whatever the weights; titles, passages without questions and with several among them."""
+    finder = tiny.retriever(lexical=True, asked=ASKED)
+    finder.weights = weights
     questions = tiny.questions[:5]
     for question, hits in zip(questions, finder.retrieve(questions, 7), strict=True):
         expected = brute_force(finder, tiny, d_D, question, set())
-        if dense_weight:
+        if "dense" in weights:
             assert_same(hits, expected[:7])
         else:
             assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected[:7]], abs=1e-3)
     assert [hits[0].passage.id for hits in finder.retrieve(questions, 1)] == [hits[0].passage.id for hits in finder.retrieve(questions, 7)]
 
 
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=5, max_size=5), st.sets(st.integers(0, 29), max_size=6), st.integers(0, 29))
+@settings(max_examples=25, deadline=None)
+def test_any_weights_and_any_passages_left_out(tiny: Tiny, d_D: Vectors, finder: Retriever, weights: list[float], out: set[int], row: int) -> None:
+    """Excluded and hidden passages are found neither themselves nor through their questions."""
+    names = [tiny.passages[number].id for number in sorted(out)]
+    finder.weights = dict(zip(SIGNALS, weights, strict=True))
+    finder.hidden = frozenset(names[::2])
+    (hits,) = finder.retrieve([tiny.questions[row]], 30, [names[1::2]])
+    expected = brute_force(finder, tiny, d_D, tiny.questions[row], set(names))
+    assert {hit.passage.id for hit in hits} == {name for name, _ in expected}
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-3)
+
+
 def test_few_candidates_are_fused_over_their_union(tiny: Tiny, d_D: Vectors) -> None:
-    """With 3 candidates of each kind, the fused list is the best of the two lists' union, with both scores in full."""
+    """With 3 candidates of each kind, the fused list is the best of the lists' union, with all scores in full."""
     finder = tiny.retriever(lexical=True, candidates=3)
-    finder.lexical_weight = 2.0
-    assert finder.lexical is not None
     for question in tiny.questions[:8]:
-        everything = brute_force(finder, tiny, d_D, question, set())
-        finder.lexical_weight = 0.0
+        finder.weights = {"dense": 1.0}
         dense = [name for name, _ in brute_force(finder, tiny, d_D, question, set())[:3]]
-        finder.lexical_weight = 2.0
-        words = [tiny.passages[row].id for row in finder.lexical.search(question, 3)]
+        found = [tiny.passages[row].id for lexical in finder.lexicals.values() for row in lexical.search(question, 3)]
+        finder.weights = {"dense": 1.0, "words": 2.0, "characters": 1.0}
+        everything = brute_force(finder, tiny, d_D, question, set())
         (hits,) = finder.retrieve([question], 3)
-        assert_same(hits, [pair for pair in everything if pair[0] in {*dense, *words}][:3])
+        assert_same(hits, [pair for pair in everything if pair[0] in {*dense, *found}][:3])
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_excluded_and_hidden_passages_are_left_out(tiny: Tiny, d_D: Vectors, weight: float) -> None:
     """``exclude`` holds for one question, ``hidden`` for all; the next best take their places."""
     finder = tiny.retriever(lexical=True, candidates=4)
-    finder.lexical_weight = weight
+    finder.weights = {"dense": 1.0, "characters": weight}
     questions = tiny.questions[:3]
     before = [[hit.passage.id for hit in hits] for hits in finder.retrieve(questions, 30)]
     exclude = [before[0][:3], [], ["nobody", before[2][1]]]
@@ -89,6 +142,17 @@ def test_excluded_and_hidden_passages_are_left_out(tiny: Tiny, d_D: Vectors, wei
         assert not out & {hit.passage.id for hit in after[b]}
         if not weight:
             assert_same(after[b], brute_force(finder, tiny, d_D, question, out)[:4])
+
+
+def test_what_is_nearly_equal_to_an_excluded_passage_is_left_out_with_it(tiny: Tiny) -> None:
+    """Passages without a group are not one group."""
+    finder = tiny.retriever(remember=False)
+    finder.remember([dataclasses.replace(passage, group="same" if number in (2, 7, 19) else "") for number, passage in enumerate(tiny.passages)])
+    (hits,), (others,) = finder.retrieve(tiny.questions[:1], 30, [["p7"]]), finder.retrieve(tiny.questions[:1], 30, [["p8"]])
+    assert {hit.passage.id for hit in hits} == {passage.id for passage in tiny.passages} - {"p2", "p7", "p19"}
+    assert {hit.passage.id for hit in others} == {passage.id for passage in tiny.passages} - {"p8"}
+    finder.hidden = frozenset({"p19"})
+    assert {hit.passage.id for hit in finder.retrieve(tiny.questions[:1], 30)[0]} == {hit.passage.id for hit in hits}
 
 
 def test_everything_but_one_excluded(tiny: Tiny) -> None:
@@ -119,7 +183,7 @@ def test_passages_are_encoded_in_the_order_given(tiny: Tiny) -> None:
     """Batches are made by length; the vectors come back in place."""
     finder = tiny.retriever()
     texts = [passage.text for passage in tiny.passages]
-    together = finder.encode_passages(texts, batch_passages=4)
+    together = finder.encode_passages(texts)
     alone = np.concatenate([finder.encode_passages([text]) for text in texts])
     assert np.allclose(together, alone, atol=1e-4)
     finder.train()
@@ -127,10 +191,11 @@ def test_passages_are_encoded_in_the_order_given(tiny: Tiny) -> None:
     assert finder.training and finder.question_encoder.training
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.5])
-def test_logp_is_the_log_softmax_of_the_hits_scores(tiny: Tiny, weight: float) -> None:
-    finder = tiny.retriever(lexical=True)
-    finder.lexical_weight = weight
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda weights: "+".join(weights))
+def test_logp_is_the_log_softmax_of_the_hits_scores(tiny: Tiny, weights: dict[str, float]) -> None:
+    """Also of hits that were found with other weights, and long ago."""
+    finder = tiny.retriever(lexical=True, asked=ASKED)
+    finder.weights = weights
     questions = tiny.questions[:3]
     hits = finder.retrieve(questions, 4)
     logp_BK = finder.logp(questions, hits)
@@ -138,13 +203,15 @@ def test_logp_is_the_log_softmax_of_the_hits_scores(tiny: Tiny, weight: float) -
     assert logp_BK.dtype == torch.float32
     assert torch.allclose(logp_BK, expected_BK, atol=1e-3)
     shuffled = [[row[3], row[0], row[2], row[1]] for row in hits]
+    finder.retrieve(tiny.questions[5:6], 2)
     assert torch.allclose(finder.logp(questions, shuffled), logp_BK[:, [3, 0, 2, 1]], atol=1e-5)
 
 
-def test_logp_moves_the_question_encoder_alone(tiny: Tiny) -> None:
+@pytest.mark.parametrize("weights", [{"dense": 1.0, "characters": 1.0}, {"questions": 1.0}], ids=["dense", "questions"])
+def test_logp_moves_the_question_encoder_alone(tiny: Tiny, weights: dict[str, float]) -> None:
     """A step up the gradient of a passage's log-probability raises it, and no passage vector moves."""
-    finder = tiny.retriever(lexical=True)
-    finder.lexical_weight = 1.0
+    finder = tiny.retriever(lexical=True, asked=ASKED)
+    finder.weights = weights
     questions = tiny.questions[:3]
     hits = finder.retrieve(questions, 4)
     before = finder.logp(questions, hits)[:, 2].sum()
@@ -166,47 +233,112 @@ def test_logp_refuses_rows_of_different_length(tiny: Tiny) -> None:
         finder.logp(tiny.questions[:2], [hits[0], hits[1][:2]])
 
 
-def test_saved_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
-    finder = tiny.retriever(lexical=True)
-    finder.fusion.candidates = 9
+def keep(finder: Retriever, folder: Path, removed: list[int] | None = None) -> None:
+    """Write the index artifact of what is in memory, in two shards."""
+    memory = finder.memory
+    assert memory is not None
+    (folder / "shards").mkdir()
+    (folder / "search").mkdir()
+    for number, rows in enumerate((slice(0, 11), slice(11, None))):
+        write_shard(folder / "shards", number, memory.passages[rows])
+        np.save(folder / "shards" / f"{number:05d}.npy", memory.index.vectors(range(len(memory.passages))[rows]))
+    write_ids(folder, memory.passages)
+    memory.index.save(folder / "search")
+    for name, lexical in memory.lexicals.items():
+        lexical.save(folder / FOLDERS[name])
+    if memory.question_index is not None:
+        (folder / "questions").mkdir()
+        (folder / "question_search").mkdir()
+        np.save(folder / "questions" / "00000.npy", memory.question_index.vectors(range(len(memory.owners_M))))
+        np.save(folder / "questions" / "owners.npy", memory.owners_M)
+        memory.question_index.save(folder / "question_search")
+    np.save(folder / "removed.npy", np.array(removed or [], dtype=np.int64))
+    files.write_json(folder / retriever.FILE, finder.state())
+
+
+def test_loaded_finds_what_was_remembered(tiny: Tiny, tmp_path: Path) -> None:
+    finder = tiny.retriever(lexical=True, asked=ASKED, candidates=9)
     finder.tune(tiny.examples)
-    finder.lexical_weight = 0.7
-    finder.save(tmp_path)
+    finder.lexicals["characters"].synonym_weight = 0.3
+    keep(finder, tmp_path)
     again = tiny.retriever(remember=False)
     again.load(tmp_path)
-    assert again.passages == finder.passages and again.row == finder.row
-    assert again.fusion == finder.fusion and again.lexical_weight == 0.7 and again.calibrator == finder.calibrator
+    assert list(again.passages) == finder.passages and dict(again.row) == finder.row
+    assert again.search == finder.search and again.calibrator == finder.calibrator and again.weights == finder.weights
+    assert again.lexicals["characters"].synonym_weight == 0.3 and again.signals == SIGNALS
+    assert json.loads(json.dumps(again.state())) == json.loads((tmp_path / retriever.FILE).read_text("utf-8"))
     questions = tiny.questions[:5]
-    assert again.retrieve(questions, 6) == finder.retrieve(questions, 6)
-    assert [again.confidence(q, h) for q, h in zip(questions, again.retrieve(questions, 6), strict=True)] == [
-        finder.confidence(q, h) for q, h in zip(questions, finder.retrieve(questions, 6), strict=True)
-    ]
+    for weights in (finder.weights, *WEIGHTS):
+        finder.weights = again.weights = weights
+        assert again.retrieve(questions, 6) == finder.retrieve(questions, 6)
+        assert [again.confidence(q, h) for q, h in zip(questions, again.retrieve(questions, 6), strict=True)] == [
+            finder.confidence(q, h) for q, h in zip(questions, finder.retrieve(questions, 6), strict=True)
+        ]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda weights: "+".join(weights))
+def test_removed_passages_are_never_found(tiny: Tiny, d_D: Vectors, tmp_path: Path, weights: dict[str, float]) -> None:
+    """Neither themselves nor through their questions."""
+    finder = tiny.retriever(lexical=True, asked=ASKED)
+    keep(finder, tmp_path, removed=[0, 3, 8])
+    again = tiny.retriever(remember=False)
+    again.load(tmp_path)
+    again.weights = weights
+    again.hidden = frozenset({"p4"})
+    for question in tiny.questions[:4]:
+        (hits,) = again.retrieve([question], 30)
+        expected = brute_force(again, tiny, d_D, question, {"p0", "p3", "p8", "p4"})
+        assert {hit.passage.id for hit in hits} == {name for name, _ in expected}
+        assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-3)
 
 
 def test_a_dense_index_replaces_one_with_bm25(tiny: Tiny, tmp_path: Path) -> None:
     """Nothing of what was remembered before stays."""
     small = tiny.retriever(remember=False)
-    small.remember(tiny.passages[:5], lexical=False)
-    small.save(tmp_path)
+    small.remember(tiny.passages[:12], lexical=False)
+    keep(small, tmp_path)
     finder = tiny.retriever(lexical=True)
-    finder.lexical_weight = 1.0
+    finder.weights = {"dense": 1.0, "characters": 1.0}
+    finder.retrieve(tiny.questions[:1], 3)
     finder.load(tmp_path)
-    assert finder.lexical is None and finder.lexical_weight == 0
-    assert {hit.passage.id for hit in finder.retrieve(tiny.questions[:1], 30)[0]} == {"p0", "p1", "p2", "p3", "p4"}
+    assert finder.signals == ("dense",) and finder.weights == {"dense": 1.0}
+    assert {hit.passage.id for hit in finder.retrieve(tiny.questions[:1], 30)[0]} == {f"p{number}" for number in range(12)}
+    finder.features(tiny.questions[0], finder.retrieve(tiny.questions[:1], 3)[0])
 
 
-def test_what_does_not_fit_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    finder = tiny.retriever(lexical=False)
-    finder.save(tmp_path)
-    rows = list(files.read_jsonl(tmp_path / "passages.jsonl"))
-    files.write_jsonl(tmp_path / "passages.jsonl", rows[:-1])
-    with pytest.raises(ValueError, match="30 vectors but 29 passages"):
+@pytest.mark.parametrize(("place", "rows"), [("shards/00001.npy", 18), ("questions/owners.npy", 5), ("questions/00000.npy", 7)])
+def test_parts_that_differ_in_number_are_refused(tiny: Tiny, tmp_path: Path, place: str, rows: int) -> None:
+    finder = tiny.retriever(lexical=True, asked=ASKED)
+    keep(finder, tmp_path)
+    array = np.load(tmp_path / place)
+    np.save(tmp_path / place, np.resize(array, (rows, *array.shape[1:])))
+    with pytest.raises(ValueError, match=r"\d"):
         tiny.retriever(remember=False).load(tmp_path)
-    files.write_jsonl(tmp_path / "passages.jsonl", rows)
+
+
+def test_another_width_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    keep(tiny.retriever(), tmp_path)
     wide = tiny.retriever(remember=False)
     wide.question_encoder.albert.config.hidden_size = 64
     with pytest.raises(ValueError, match="vectors of width 32, but the question encoder gives 64"):
         wide.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings_of_search", "message"),
+    [
+        ({"lexical": ["words", "bytes"]}, r"index\.lexical='bytes'; allowed: words, characters"),
+        ({"lexical": ["words", "words"]}, r"index\.lexical=\['words', 'words'\]"),
+        ({"candidates": 0}, r"index\.candidates=0; it must be 1 or more"),
+        ({"refine": 0}, r"index\.refine=0"),
+        ({"shard_passages": -1}, r"index\.shard_passages=-1"),
+        ({"probes": -1}, r"index\.probes=-1"),
+        ({"memory_gib": 0.0}, r"index\.memory_gib=0\.0"),
+    ],
+)
+def test_bad_settings_are_refused(tiny: Tiny, settings_of_search: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Retriever(retriever.Config(32, 48), Search(**settings_of_search), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
 
 
 def test_bad_requests_are_refused(tiny: Tiny) -> None:
@@ -221,9 +353,9 @@ def test_bad_requests_are_refused(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match="no passage encoder"):
         finder.remember(tiny.passages)
     with pytest.raises(ValueError, match=r"question_tokens=65; the encoder allows 3 to 64"):
-        Retriever(retriever.Config(65, 48), Fusion(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
+        Retriever(retriever.Config(65, 48), Search(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
     with pytest.raises(ValueError, match=r"passage_tokens=2; the encoder allows 3 to 64"):
-        Retriever(retriever.Config(64, 2), Fusion(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
+        Retriever(retriever.Config(64, 2), Search(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
 
 
 # -- being sure -----------------------------------------------------------------------------------------------------------------
@@ -234,19 +366,19 @@ def mrr(finder: Retriever, examples: list[Example]) -> float:
     return float(np.mean([metrics.reciprocal_rank([hit.passage.id for hit in hits], e.positives) for e, hits in zip(examples, found, strict=True)]))
 
 
-def test_tune_picks_the_best_weight_and_calibrates(tiny: Tiny) -> None:
+def test_tune_weighs_the_signals_and_calibrates(tiny: Tiny) -> None:
     """Random encoders know nothing, so BM25 must win weight; sure questions must be righter than unsure ones."""
-    finder = tiny.retriever(lexical=True)
+    finder = tiny.retriever(lexical=True, asked=ASKED)
     stranger = [Example("x1", "劳动仲裁要准备什么", (), ()), Example("x2", "红烧排骨放几勺糖", (), ())]
     assert finder.confidence(tiny.questions[0], finder.retrieve(tiny.questions[:1], 5)[0]) == 0.5
     dense_only = mrr(finder, tiny.examples)
     report = finder.tune([*tiny.examples, *stranger])
-    tried = {float(name.removeprefix("BM25 weight ")): value for name, value in report["mrr_at_10"].items() if name.startswith("BM25 weight ")}
-    assert finder.lexical_weight == report["lexical_weight"] > 0
-    assert len(tried) == 9 and tried[0.0] == pytest.approx(dense_only)
-    assert mrr(finder, tiny.examples) == pytest.approx(max(tried.values()))
-    assert max(tried.values()) > dense_only
-    assert len(set(tried.values())) > 1, "weights that are all as good prove nothing"
+    assert finder.weights == report["weights"] and set(finder.weights) == set(SIGNALS)
+    assert min(finder.weights.values()) >= 0 and finder.weights["words"] + finder.weights["characters"] > 0
+    tried = report["mrr_at_10"]
+    assert tried["dense alone"] == pytest.approx(dense_only)
+    assert mrr(finder, tiny.examples) == pytest.approx(tried["together"])
+    assert tried["together"] > dense_only
     assert report["calibrated_on_questions"] == 32
 
     questions = [example.question for example in [*tiny.examples, *stranger]]
@@ -263,12 +395,45 @@ def test_tune_picks_the_best_weight_and_calibrates(tiny: Tiny) -> None:
 def test_tune_without_bm25_or_without_answers_only_calibrates(tiny: Tiny) -> None:
     finder = tiny.retriever()
     report = finder.tune(tiny.examples)
-    assert report["mrr_at_10"] == {} and finder.lexical_weight == 0 and report["calibrated_on_questions"] == 30
+    assert report["mrr_at_10"] == {} and finder.weights == {"dense": 1.0} and report["calibrated_on_questions"] == 30
     finder = tiny.retriever(lexical=True)
     report = finder.tune([Example("x", "劳动仲裁要准备什么", (), ())])
     assert report["mrr_at_10"] == {} and report["right"] == 0
     assert finder.confidence("劳动仲裁", finder.retrieve(["劳动仲裁"], 3)[0]) < 0.5
     assert tiny.retriever(lexical=True).tune([])["calibrated_on_questions"] == 0
+
+
+def test_a_question_is_taken_to_units_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For hits, log-probability and confidence together."""
+    finder = tiny.retriever(lexical=True)
+    finder.weights = {"dense": 1.0, "words": 1.0, "characters": 1.0}
+    asked: list[str] = []
+    find = Lexical.find
+
+    def watched(lexical: Lexical, question: str) -> Found:
+        asked.append(question)
+        return find(lexical, question)
+
+    monkeypatch.setattr(Lexical, "find", watched)
+    questions = tiny.questions[:4]
+    hits = finder.retrieve(questions, 5)
+    finder.logp(questions, hits)
+    for question, row in zip(questions, hits, strict=True):
+        finder.confidence(question, row)
+    assert sorted(asked) == sorted(questions * 2)
+
+
+def test_synonyms_are_weighed_by_what_they_find(tiny: Tiny, tmp_path: Path) -> None:
+    """Of use where the question says it in other words than the passage, of harm where they mislead."""
+    for words, better in (("体温高 退烧药\n", True), ("空腹测 喝热水 多休息 看医生\n", False)):
+        (tmp_path / "synonyms.txt").write_text(words, "utf-8")
+        finder = tiny.retriever(remember=False)
+        finder.search = Search(kind="flat", lexical=["characters"], synonyms=str(tmp_path / "synonyms.txt"))
+        finder.remember(tiny.passages)
+        examples = [Example("x", "孩子体温高", (), ("p3",)), Example("y", "空腹测血糖", (), ("p13",))]
+        report = finder.tune(examples)
+        assert (finder.lexicals["characters"].synonym_weight > 0) == better
+        assert report["synonym_weights"] == {name: lexical.synonym_weight for name, lexical in finder.lexicals.items()}
 
 
 @pytest.mark.parametrize("lexical", [False, True])
@@ -280,22 +445,25 @@ def test_confidence_lies_between_0_and_1(tiny: Tiny, lexical: bool) -> None:
         assert 0 <= finder.confidence(question, hits) <= 1
         assert 0 <= finder.confidence(question, hits[:1]) <= 1
         features = finder.features(question, hits)
-        assert len(features) == len(retriever.FEATURES) and np.isfinite(features).all()
-        assert len(finder.features(question, [])) == len(retriever.FEATURES)
+        assert len(features) == len(FEATURES) and np.isfinite(features).all()
+        assert len(finder.features(question, [])) == len(FEATURES)
     assert finder.confidence("糖尿病", []) == 0.0
 
 
 def test_features_say_what_they_are(tiny: Tiny) -> None:
-    finder = tiny.retriever(lexical=True)
-    finder.lexical_weight = 20.0
+    finder = tiny.retriever(lexical=True, asked=ASKED)
+    finder.weights = {"dense": 1.0, "words": 20.0, "characters": 20.0, "questions": 1.0}
     question = tiny.questions[3]
     (hits,) = finder.retrieve([question], 5)
-    assert finder.lexical is not None
-    bm25 = float(finder.lexical.scores(question)[finder.row[hits[0].passage.id]])
-    named = dict(zip(retriever.FEATURES, finder.features(question, hits), strict=True))
-    assert named["dense"] == pytest.approx(hits[0].score - 20.0 * bm25, abs=1e-4)
-    assert named["lexical"] == pytest.approx(np.log1p(bm25))
-    assert 0 < named["ceiling"] <= 1 and 0 < named["known"] <= 1
+    row = finder.row[hits[0].passage.id]
+    bm25 = {name: float(finder.lexicals[name].scores(question)[row]) for name in ("words", "characters")}
+    named = dict(zip(FEATURES, finder.features(question, hits), strict=True))
+    parts = named["dense"] + named["questions"] + 20 * sum(bm25.values())
+    assert parts == pytest.approx(hits[0].score, abs=1e-3)
+    assert named["words"] == pytest.approx(np.log1p(bm25["words"])) and named["characters"] == pytest.approx(np.log1p(bm25["characters"]))
+    assert named["question_characters"] == 0, "a signal without weight is not looked at"
+    ceilings = [finder.lexicals[name].find(question).ceiling for name in bm25]
+    assert named["ceiling"] == pytest.approx(sum(bm25.values()) / sum(ceilings)) and named["ceiling"] <= 1 and 0 < named["known"] <= 1
     rest = [hit.score for hit in hits[1:]]
     assert named["margin"] == pytest.approx((hits[0].score - np.mean(rest)) / abs(hits[0].score), abs=1e-4)
     units = {"宝", "发", "烧", "怎", "么", "办", "宝宝", "宝发", "发烧", "烧怎", "怎么", "么办"}

@@ -16,7 +16,7 @@ import pytest
 from medrag import hardware as machine
 from medrag import train
 from medrag.hardware import Hardware
-from medrag.schedule import Sampler, Shares, Task, rate, shares
+from medrag.schedule import Room, Sampler, Shares, Task, rate, shares
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {
@@ -60,23 +60,38 @@ def copy_of(store: Path, target: Path) -> Path:
     return target
 
 
-def test_two_ranks_learn_what_one_process_learns(corpus: Path, tmp_path: Path) -> None:
+CHUNKS = {
+    "whole": ["hardware.devices=1"],
+    "chunks": ["hardware.devices=1", "hardware.micro_batch.dense=3", "hardware.zero_stage=1"],
+    "ranks and chunks": ["hardware.devices=2", "hardware.micro_tokens=48", "hardware.zero_stage=2"],
+}
+
+
+def test_ranks_and_chunks_learn_what_one_process_learns_at_once(corpus: Path, tmp_path: Path) -> None:
+    """The batch is contrasted as a whole whatever devices it is shared out to, in whatever chunks and at whatever ZeRO stage."""
     runs = {}
-    for devices in (1, 2):
-        store = copy_of(corpus, tmp_path / f"devices{devices}")
-        settings = [f"store={store}", f"hardware.devices={devices}", "task.global_batch=16", "task.epochs=2", "task.options.title_share=1"]
+    for name, cut in CHUNKS.items():
+        store = copy_of(corpus, tmp_path / name)
+        settings = [f"store={store}", *cut, "task.global_batch=16", "task.epochs=2", "task.options.title_share=1", "task.options.symmetric=0.5"]
         done = medrag("train", *settings, *DENSE, *TINY, "task.options.negatives=0")
         assert done.returncode == 0, done.stderr
-        runs[devices] = losses(store)
-    assert len(runs[1]) >= 8
-    assert runs[1].keys() == runs[2].keys()
-    for step, loss in runs[1].items():
-        assert runs[2][step] == pytest.approx(loss, abs=2e-4), step
-    assert runs[1][max(runs[1])] < runs[1][1]
+        runs[name] = losses(store)
+    assert len(runs["whole"]) >= 8
+    for name, found in runs.items():
+        assert found == pytest.approx(runs["whole"], abs=2e-4), name
+    assert runs["whole"][max(runs["whole"])] < runs["whole"][1]
 
 
 def test_a_killed_run_goes_on_as_if_undisturbed(corpus: Path, tmp_path: Path) -> None:
-    settings = ["hardware.devices=1", "task.global_batch=16", "task.epochs=4", "task.save_every_minutes=0", *DENSE, *TINY]
+    settings = [
+        "hardware.devices=1",
+        "task.global_batch=16",
+        "task.epochs=4",
+        "task.save_every_minutes=0",
+        *DENSE,
+        *TINY,
+        "task.options.mine_every_epochs=0.5",
+    ]
     whole, broken = copy_of(corpus, tmp_path / "whole"), copy_of(corpus, tmp_path / "broken")
     assert medrag("train", f"store={whole}", *settings).returncode == 0
     command = [sys.executable, "-m", "medrag", "train", f"store={broken}", *settings]
@@ -134,8 +149,13 @@ def test_shares_are_the_fewest_equal_pieces(batch: int, devices: int, most: int,
 def test_shares_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"global_batch=16 is not divisible by hardware.devices=3; allowed devices: \[1, 2, 4, 8, 16\]"):
         shares(Task(global_batch=16), Hardware(devices=3), whole_batch=False)
-    with pytest.raises(ValueError, match="contrasts the whole batch"):
-        shares(Task(global_batch=16), Hardware(devices=1, micro_batch={"default": 8}), whole_batch=True)
+    with pytest.raises(ValueError, match=r"micro_batch.dense=0; it must be 1 or more"):
+        shares(Task(global_batch=16), Hardware(micro_batch={"dense": 0}), whole_batch=True)
+
+
+def test_a_batch_that_is_contrasted_as_a_whole_is_never_accumulated() -> None:
+    hardware = Hardware(devices=2, micro_batch={"default": 8, "dense": 24}, micro_tokens=4096)
+    assert shares(Task(global_batch=512), hardware, whole_batch=True) == Shares(256, 1, Room(24, 4096))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +167,7 @@ def test_shares_that_do_not_divide_are_refused() -> None:
         (Hardware(device="cuda", precision="bf16", compute_capability=7.5), "compute capability 8.0"),
         (Hardware(zero_stage=7), "allowed: 0, 1, 2"),
         (Hardware(devices=0), "1 or more"),
+        (Hardware(micro_tokens=-1), "micro_tokens=-1; it must be 0 or more"),
         (Hardware(device="tpu"), "allowed: cpu, cuda"),
     ],
 )

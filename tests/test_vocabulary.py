@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from medrag import vocabulary
+from medrag.text import Segmenter
 from medrag.vocabulary import EXTRA_IDS, Sentencepiece, Wordpiece
 
 TEXTS = [
@@ -30,6 +34,16 @@ def wordpiece() -> Wordpiece:
 @pytest.fixture(scope="module")
 def sentencepiece() -> Sentencepiece:
     return Sentencepiece.build(TEXTS, 600)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter()
+
+
+@pytest.fixture(scope="module")
+def words(segmenter: Segmenter) -> Wordpiece:
+    return Wordpiece.build_words(TEXTS, 300, segmenter)
 
 
 def _tokens(wordpiece: Wordpiece, text: str, limit: int = 64) -> list[str]:
@@ -114,6 +128,75 @@ def test_no_wordpiece(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n孕\n", "utf-8")
     with pytest.raises(ValueError, match=r"lacks \['\[CLS\]', '\[SEP\]'\]"):
         Wordpiece.load(tmp_path)
+
+
+# WordPiece over words
+
+
+def test_frequent_words_are_tokens_and_shorten_texts(wordpiece: Wordpiece, words: Wordpiece) -> None:
+    assert _tokens(words, "孕期可以喝咖啡吗？") == ["[CLS]", "孕期", "可以", "喝咖啡", "吗", "？", "[SEP]"]
+    assert _tokens(words, "IBUPROFEN38.5") == ["[CLS]", "ibuprofen", "38", ".", "5", "[SEP]"]
+    assert _tokens(words, "HPV疫苗") == ["[CLS]", "hpv", "疫苗", "[SEP]"]
+    assert _tokens(words, "") == ["[CLS]", "[SEP]"]
+    count = [int(made.batch(TEXTS, 512)[1].sum()) for made in (words, wordpiece)]
+    assert count[0] < 0.75 * count[1]
+
+
+def test_every_run_is_cut_into_its_most_probable_pieces(words: Wordpiece) -> None:
+    """Against the definition: of all ways to cut a run, the one whose pieces' shares have the largest product."""
+    share = {piece: score for piece, score in _scores(words).items() if not piece.startswith("[")}
+    letters = sorted({letter for text in TEXTS for letter in text if letter in share and "\u4e00" <= letter <= "\u9fff"})
+    draw = random.Random(5)
+    runs = [*(text[:at] for text in TEXTS[:5] for at in (4, 7)), *("".join(draw.choices(letters, k=9)) for _ in range(40))]
+    longer = 0
+    for run in runs:
+        best = max(_cuts(run, share), key=lambda pieces: math.fsum(share[piece] for piece in pieces))
+        assert _tokens(words, run)[1:-1] == best
+        longer += sum(len(piece) > 1 for piece in best)
+    assert longer > 10
+
+
+def _scores(words: Wordpiece) -> dict[str, float]:
+    return dict(json.loads(words.tokenizer.to_str())["model"]["vocab"])
+
+
+def _cuts(run: str, share: dict[str, float]) -> list[list[str]]:
+    if not run:
+        return [[]]
+    return [[run[:size], *rest] for size in range(1, len(run) + 1) if run[:size] in share for rest in _cuts(run[size:], share)]
+
+
+def test_an_unknown_character_hides_nothing_beside_it(words: Wordpiece) -> None:
+    assert _tokens(words, "孕期齉可以喝咖啡") == ["[CLS]", "孕期", "[UNK]", "可以", "喝咖啡", "[SEP]"]
+    known = _tokens(words, "血糖高怎么办" * 300, 10_000)
+    assert "[UNK]" not in known and "".join(known[1:-1]) == "血糖高怎么办" * 300, "however long a run is"
+    assert words.mask == 4 and _tokens(words, "血糖[MASK]怎么办")[2:3] == ["[MASK]"]
+
+
+@pytest.mark.parametrize("size", [20, 60, 130, 1000])
+def test_words_keep_to_their_size_and_characters_come_first(size: int, segmenter: Segmenter) -> None:
+    made = Wordpiece.build_words(TEXTS, size, segmenter)
+    pieces = [made.tokenizer.id_to_token(number) or "" for number in range(made.size)]
+    assert made.size <= size and pieces[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    lengths = [len(piece) for piece in pieces[5:]]
+    assert lengths == [1] * lengths.count(1) + [length for length in lengths if length > 1]
+    if size == 1000:
+        assert set("".join("".join(TEXTS).lower().split())) <= set(pieces)
+
+
+def test_the_same_corpus_gives_the_same_words_and_a_loaded_one_cuts_alike(words: Wordpiece, segmenter: Segmenter, tmp_path: Path) -> None:
+    assert Wordpiece.build_words(iter(TEXTS[::-1]), 300, segmenter).tokenizer.to_str() == words.tokenizer.to_str()
+    words.save(tmp_path)
+    again = Wordpiece.load(tmp_path)
+    assert (again.size, again.pad, again.mask) == (words.size, words.pad, words.mask)
+    assert torch.equal(again.batch([*TEXTS, RARE], 12)[0], words.batch([*TEXTS, RARE], 12)[0])
+    assert again.tokenizer.to_str() == words.tokenizer.to_str()
+
+
+def test_the_dictionary_decides_what_is_a_word(words: Wordpiece, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("测血糖\n", "utf-8")
+    assert "测血糖" in Wordpiece.build_words(TEXTS, 300, Segmenter(tmp_path / "words.txt")).tokenizer.get_vocab()
+    assert "测血糖" not in words.tokenizer.get_vocab()
 
 
 # SentencePiece

@@ -8,17 +8,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from medrag.encoder import Encoder
 from medrag.generator import Generator
 from medrag.retriever import Retriever
+from medrag.schedule import Room
 from medrag.types import Answer, Example, Passage
+from medrag.vocabulary import Wordpiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,10 @@ class Parts:
     generator: Generator | None = None
     library: Mapping[str, Passage] = field(default_factory=dict)
     """all passages of the corpus by id"""
+    teacher: Retriever | None = None
+    """an index's retriever that proposes and scores passages; not trained"""
+    encoder: Encoder | None = None
+    wordpiece: Wordpiece | None = None
 
     def need_retriever(self) -> Retriever:
         if self.retriever is None:
@@ -53,18 +61,29 @@ class Parts:
             raise ValueError("this method needs a generator")
         return self.generator
 
+    def need_encoder(self) -> tuple[Encoder, Wordpiece]:
+        if self.encoder is None or self.wordpiece is None:
+            raise ValueError("this method needs an encoder")
+        return self.encoder, self.wordpiece
+
 
 class Method(nn.Module, ABC):
     """Everything trainable. Subclasses are final."""
 
     needs: ClassVar[frozenset[str]]
-    """of ``context_encoder``, ``index`` and ``generator``"""
+    """of ``encoder`` (one, without a retriever), ``context_encoder``, ``index`` and ``generator``"""
     whole_batch: ClassVar[bool] = False
     """the loss is over the joined batch of all devices, so that gradient accumulation would change it"""
+    room: Room = Room()
+    """what a forward pass may hold activations of at once, for methods with ``whole_batch``"""
 
     @abstractmethod
     def index(self, passages: Sequence[Passage]) -> None:
         """Remember: make these passages, in place of others, what answers are drawn from."""
+
+    def learns_from(self, examples: Sequence[Example], passages: Iterable[Passage]) -> Sequence[Example]:
+        """What is trained on: the corpus's examples as they are; a method that reads bare texts makes its own of these and of its passages."""
+        return examples
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -78,8 +97,17 @@ class Method(nn.Module, ABC):
     def answer(self, questions: Sequence[str]) -> list[Answer]:
         """Answer, in the order asked."""
 
-    def validate(self, examples: Sequence[Example], batch_examples: int) -> float:
-        """How good the method is on development examples, higher is better: here minus the mean loss in nats."""
+    def renew(self, examples: Sequence[Example], folder: Path, epoch: float, since: float) -> None:
+        """Called on every rank before each step, at ``epoch`` (examples seen / examples): the time to draw from something new.
+
+        What is kept in ``folder`` must make a resumed run go on as if undisturbed; it may go back to epoch ``since``, but no further.
+        """
+
+    def validate(self, examples: Sequence[Example], batch_examples: int) -> Mapping[str, float]:
+        """How good the method is on development examples, by name; the first is the criterion, higher is better.
+
+        Here ``minus_nats``, minus the mean loss.
+        """
         device = next(self.parameters()).device
         total, units = 0.0, 0
         with torch.no_grad():
@@ -87,7 +115,7 @@ class Method(nn.Module, ABC):
                 batch = self.collate(examples[start : start + batch_examples]).to(device)
                 total += float(self(batch)) * batch.weight
                 units += batch.weight
-        return -total / max(units, 1)
+        return {"minus_nats": -total / max(units, 1)}
 
 
 def names() -> list[str]:

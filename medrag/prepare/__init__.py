@@ -9,7 +9,6 @@ on where a killed run stopped. Rows stream, so memory depends on the size of a s
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.workers import Workers
 
-__all__ = ["Config", "Corpus", "prepare", "read"]
+__all__ = ["Config", "Corpus", "examples", "prepare", "read"]
 VERSION = 4
 """raised when the same sources and settings come to give another corpus"""
 
@@ -56,8 +55,7 @@ def prepare(sources: Sequence[Source], config: Config, store: Path, progress: bo
         return found
 
     work = Work(store / "corpus" / f".work-{key[:12]}", config, tuple(sources))
-    for other in sorted(path for path in (store / "corpus").glob(".work-*") if path != work.folder):
-        print(f"left by a run with other settings or sources that was stopped: {other}; delete it to free its disk", file=sys.stderr)
+    files.name_other_work(work.folder)
     work.begin()
     try:
         with Workers(working or workers.Config()) as crew:
@@ -139,5 +137,10 @@ class Corpus:
 def read(artifact: Artifact) -> Corpus:
     """The corpus of a checked artifact."""
     passages = [Passage(**row) for row in files.read_jsonl(artifact.path / "passages.jsonl")]
-    train, dev, test = ([example_of(row) for row in files.read_jsonl(artifact.path / f"{split}.jsonl")] for split in SPLITS)
+    train, dev, test = (list(examples(artifact, split)) for split in SPLITS)
     return Corpus(artifact, passages, train, dev, test)
+
+
+def examples(artifact: Artifact, split: str) -> Iterator[Example]:
+    """The examples of one split of a checked artifact."""
+    return (example_of(row) for row in files.read_jsonl(artifact.path / f"{split}.jsonl"))

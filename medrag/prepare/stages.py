@@ -73,15 +73,15 @@ def clean(work: Work, name: str) -> None:
     for row in files.read_jsonl(work.path("read", f"{name}.jsonl")):
         changed: dict[str, None] = {}
         for field in TEXTS[row["kind"]]:
-            row[field], rules = _cleaned(row[field], cleaner, work.config, field == "answer", personal)
+            row[field], rules = cleaned(row[field], cleaner, work.config, field == "answer", personal)
             changed |= dict.fromkeys(rules)
             for rule, before in rules.items():
                 if len(samples[rule]) < SAMPLES and (shown := _without_personal_data(before, cleaner)):
                     samples[rule].append({"before": text.shorten(shown, 300), "after": text.shorten(row[field], 300)})
         if "answers" in row:
-            row["answers"] = [_cleaned(answer, cleaner, work.config, True, personal)[0] for answer in row["answers"]]
+            row["answers"] = [cleaned(answer, cleaner, work.config, True, personal)[0] for answer in row["answers"]]
         if row.get("department"):
-            row["department"] = _cleaned(row["department"], cleaner, work.config, False, personal)[0]
+            row["department"] = cleaned(row["department"], cleaner, work.config, False, personal)[0]
         edits.update(changed.keys())
         rows.append(row)
     write_rows(work.path("clean", f"{name}.jsonl"), rows)
@@ -90,8 +90,8 @@ def clean(work: Work, name: str) -> None:
     work.finish("clean", name, {"edits": edits, "privacy": personal, "samples": samples})
 
 
-def _cleaned(raw: str, cleaner: cleaning.Cleaner, config: Config, is_answer: bool, personal: Counter[str]) -> tuple[str, dict[str, str]]:
-    """The text, and for each rule that changed it, what it was before."""
+def cleaned(raw: str, cleaner: cleaning.Cleaner, config: Config, is_answer: bool, personal: Counter[str]) -> tuple[str, dict[str, str]]:
+    """The text without damage of form, advertisements and personal data, and for each rule that changed it, what it was before."""
     found, rules = cleaner.clean(raw)
     if is_answer:
         kept, dropped = cleaner.without_advertisements(found)

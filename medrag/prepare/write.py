@@ -238,7 +238,7 @@ def mine(work: Work, name: str) -> None:
         block = _block_of(work)[name]
         arrays = load_arrays(work.path("index", f"{block}.npz"))
         group_of, id_of = arrays["group"].tolist(), arrays["id"].tolist()
-        lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words", len(id_of))
+        lexical = Lexical.load(work.path("index", block), _segmenter(config.dictionary), "words")
 
     def mined() -> Iterator[dict[str, Any]]:
         for row in files.read_jsonl(work.path("write", f"{name}.train.jsonl")):

@@ -19,7 +19,9 @@ NAMES = {
     "BM25, words": "BM25（词 words）",
     "BM25, characters and pairs": "BM25（字与双字 characters and pairs）",
     "dense": "稠密检索 dense",
-    "dense + BM25": "融合 dense + BM25",
+    "BM25, training questions": "BM25（训练问题 training questions）",
+    "dense, training questions": "稠密检索（训练问题 training questions）",
+    "fusion": "融合 fusion",
     "consultation": "问诊 consultation",
     "maternal": "母婴 maternal",
     "": "未标注 unlabelled",
@@ -37,9 +39,10 @@ def write(result: dict[str, Any], path: Path) -> None:
     texts = _with_pools(result["texts"])
     pools = {(row["method"], "closed"): row["pool"] for row in texts if row["pool"] == "none"}
     refusal = result["refusal"]
+    plotted = {name: row for name, row in result["retrieval"].items() if "training questions" not in name}
     with drawing():
         plots = {
-            "retrieval": _retrieval(result["retrieval"]),
+            "retrieval": _retrieval(plotted),
             "texts": _texts(texts),
             "reliability": _reliability(refusal["reliability"]),
             "histogram": _histogram(refusal),
@@ -52,6 +55,7 @@ def write(result: dict[str, Any], path: Path) -> None:
             {**sample, "answers": [(*_method_and_pool(key, pools), said) for key, said in sample["answers"].items()]} for sample in result["samples"]
         ],
         "plots": plots,
+        "plotted": plotted,
         "series": SERIES,
         "pool_colours": {pool: colour for pool, colour in POOL_COLOURS.items() if any(row["pool"] == pool for row in texts)},
         "label": LABEL,
@@ -115,7 +119,7 @@ def _retrieval(rows: dict[str, dict[str, Any]]) -> Markup | None:
             if _missing(mean["mean"]):
                 continue
             x, error = group + (place - (len(rows) - 1) / 2) * width, _error(mean["mean"], mean["low"], mean["high"])
-            axes.bar(x, mean["mean"], width * 0.86, color=SERIES[place % len(SERIES)])
+            axes.bar(x, mean["mean"], width * 0.86, color=SERIES[place])
             axes.errorbar(x, mean["mean"], error, color=INK, capsize=2, linewidth=1)
     axes.set(ylim=(0, 1.02), ylabel="召回率 recall", xticks=range(3), xticklabels=[f"recall@{depth}" for depth in depths])
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))

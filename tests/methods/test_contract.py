@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -17,10 +19,11 @@ from medrag.generator import Search
 from medrag.methods import Method, Parts
 from medrag.types import Answer, Example, Hit
 
-NEEDS = {"context_encoder", "index", "generator"}
+NEEDS = {"encoder", "context_encoder", "index", "generator"}
 SMALL = {
     "passages": 3,
     "source_tokens": 48,
+    "tokens": 48,
     "answer_tokens": 16,
     "search": Search(beams=2, answer_tokens=5),
     "retriever": retriever.Config(question_tokens=32, passage_tokens=48),
@@ -47,7 +50,10 @@ def make(name: str, tiny: Tiny) -> Method:
     module = methods.load(name)
     needs = methods.the_class(module).needs
     finder = tiny.retriever(remember=False) if needs & {"context_encoder", "index"} else None
-    method = module.build(small(module), Parts(finder, tiny.generator() if "generator" in needs else None, tiny.library))
+    parts = Parts(finder, tiny.generator() if "generator" in needs else None, tiny.library)
+    if "encoder" in needs:
+        parts = dataclasses.replace(parts, encoder=tiny.encoder(), wordpiece=tiny.wordpiece)
+    method = module.build(small(module), parts)
     assert isinstance(method, Method)
     method.index(tiny.passages)
     if finder is not None and "context_encoder" not in needs:
@@ -73,7 +79,7 @@ def test_a_module_holds_a_config_one_final_method_and_build(name: str) -> None:
 @every
 def test_parts_that_are_missing_are_named(name: str) -> None:
     module = methods.load(name)
-    with pytest.raises(ValueError, match=r"this method needs a (retriever|generator)"):
+    with pytest.raises(ValueError, match=r"this method needs an? (retriever|generator|encoder)"):
         module.build(module.Config(), Parts())
 
 
@@ -182,15 +188,38 @@ def test_validate_is_higher_for_better(name: str, tiny: Tiny) -> None:
     """Examples that the method has just been fitted to must come out better; how they are batched must not matter."""
     method = make(name, tiny)
     examples = tiny.examples[:4]
-    before = method.validate(examples, 4)
+    before = _criterion(method, examples, 4)
     assert before < 0
-    assert method.validate(examples, 3) == pytest.approx(before, abs=1e-4)
+    assert _criterion(method, examples, 3) == pytest.approx(before, abs=1e-4)
     optimizer = torch.optim.Adam(method.parameters(), 1e-3)
     for _ in range(3):
         optimizer.zero_grad()
         method(method.collate(examples)).backward()
         optimizer.step()
-    assert method.validate(examples, 4) > before
+    assert _criterion(method, examples, 4) > before
+
+
+@every
+def test_measures_have_names_and_are_finite(name: str, tiny: Tiny) -> None:
+    measured = make(name, tiny).validate(tiny.examples[:3], 2)
+    assert measured and all(measured) and all(map(math.isfinite, measured.values()))
+
+
+@every
+def test_renewing_is_allowed_at_every_step(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    """What training asks of every method; those that have nothing to renew see the same batches as before."""
+    method = make(name, tiny)
+    torch.manual_seed(3)
+    one = method.collate(tiny.examples[:4])
+    for step in range(3):
+        method.renew(tiny.examples, tmp_path, step / 2, 0.0)
+    torch.manual_seed(3)
+    two = method.collate(tiny.examples[:4])
+    assert all(torch.equal(tensor, two.tensors[key]) for key, tensor in one.tensors.items())
+
+
+def _criterion(method: Method, examples: list[Example], batch_examples: int) -> float:
+    return next(iter(method.validate(examples, batch_examples).values()))
 
 
 @every

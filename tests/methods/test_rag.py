@@ -158,6 +158,20 @@ def test_the_own_passage_is_left_out(tiny: Tiny, make: Any, monkeypatch: pytest.
     assert [hits[0].passage for hits in seen[-1].hits] == best[:6]
 
 
+def test_what_is_nearly_equal_to_the_own_passage_is_left_out_too(tiny: Tiny) -> None:
+    """A near duplicate of the answer gives it away as well; only while learning."""
+    finder = tiny.retriever(remember=False)
+    question = tiny.questions[0]
+    twin = dataclasses.replace(tiny.passages[4], id="twin", group="g")
+    finder.remember([*tiny.passages[:4], dataclasses.replace(tiny.passages[4], group="g"), *tiny.passages[5:], twin])
+    example = dataclasses.replace(tiny.examples[0], positives=("p4",))
+    config = rag_token.Config(30, SOURCE_TOKENS, 16, True, SEARCH)
+    learned = reader.study(finder, tiny.generator(), [example], config)
+    assert {hit.passage.id for hit in learned.hits[0]} == {passage.id for passage in tiny.passages} - {"p4"}
+    config = dataclasses.replace(config, passages=31)
+    assert {"p4", "twin"} <= {hit.passage.id for hit in reader.read(finder, tiny.generator(), [question], config).hits[0]}
+
+
 @pytest.mark.parametrize("make", [token, sequence])
 def test_gradients_reach_both_and_the_index_stays(tiny: Tiny, make: Any) -> None:
     method = make(tiny).train()

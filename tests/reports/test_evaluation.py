@@ -20,6 +20,10 @@ def _mean(mean: float, count: int = 40) -> dict[str, Any]:
     return {"mean": mean, "low": mean - 0.03, "high": mean + 0.02, "count": count}
 
 
+def _means(values: dict[str, float], count: int = 40) -> dict[str, Any]:
+    return {measure: _mean(value, count) for measure, value in values.items()}
+
+
 def _text(method: str, pool: str) -> dict[str, Any]:
     return {
         "method": method,
@@ -34,13 +38,24 @@ def _text(method: str, pool: str) -> dict[str, Any]:
 
 
 def _result() -> dict[str, Any]:
-    retrievers = ("BM25, words", "BM25, characters and pairs", "dense", "dense + BM25")
+    retrievers = ("BM25, words", "BM25, characters and pairs", "BM25, training questions", "dense", "dense, training questions", "fusion")
     measures = {"recall@1": 0.4, "recall@10": 0.7, "recall@100": 0.9, "MRR@10": 0.5}
     return {
         "questions": {"answerable": 40, "unanswerable": 3, "generated_for": 20},
         "passages": 1234,
-        "retrieval": {name: {measure: _mean(value) for measure, value in measures.items()} for name in retrievers},
-        "retrieval_by_label": {name: {"consultation": _mean(0.71, 30), "maternal": _mean(0.66, 10)} for name in retrievers},
+        "retrieval": {name: _means(measures) for name in retrievers},
+        "retrieval_differences": [
+            {"of": "fusion", "less": "BM25, words", "scores": _means(dict.fromkeys(measures, 0.043))},
+            {"of": "dense", "less": "BM25, characters and pairs", "scores": _means(dict.fromkeys(measures, -0.117))},
+        ],
+        "retrieval_by": {
+            "label": {
+                "consultation": {name: _means(dict.fromkeys(measures, 0.71), 30) for name in retrievers},
+                "maternal": {name: _means(dict.fromkeys(measures, 0.66), 10) for name in retrievers},
+            },
+            "source": {"only": {name: _means(measures) for name in retrievers}},
+        },
+        "ranks": {"questions": ["a", "b"], "first_right": {name: [1, None] for name in retrievers}},
         "texts": [_text("dense", "closed"), _text("dense", "open"), _text("closed_book", "closed")],
         "bleu_signature": "nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:2.6.0",
         "refusal": {
@@ -87,6 +102,9 @@ def test_page_shows_the_figures(tmp_path: Path) -> None:
     assert parsed.tags["svg"] == 5
     assert "闭卷生成 closed_book · 不检索 none" in words
     assert "（空）" in words
+    for wanted in ("融合 fusion", "4.3%", "-11.7%", "30 题", "按类别 by label", "训练问题"):
+        assert wanted in words, wanted
+    assert "按来源" not in words, "a table of one source says nothing new"
 
 
 def test_page_stands_alone(tmp_path: Path) -> None:
@@ -107,7 +125,9 @@ def test_answers_are_escaped(tmp_path: Path) -> None:
     evil = '<script>alert(1)</script><img src=x onerror="x()">{{ 7*7 }}$\\frac$'
     result["samples"][0] = {"question": evil, "reference": evil, "answers": {f"{evil}, open": evil}}
     result["texts"].append(_text(evil, "open"))
-    result["retrieval_by_label"]["dense"] = {evil: _mean(0.5)}
+    result["retrieval"][evil] = result["retrieval"].pop("dense")
+    result["retrieval_by"]["source"][evil] = result["retrieval_by"]["label"]["maternal"]
+    result["retrieval_differences"][0]["of"] = evil
     result["bleu_signature"] = evil
     page, parsed = _written(result, tmp_path)
     assert not {"script", "img"} & set(parsed.tags)
@@ -129,7 +149,7 @@ def test_missing_values(tmp_path: Path, absent: float | None) -> None:
     nothing = {"mean": absent, "low": absent, "high": absent, "count": 0}
     result = _result()
     result["retrieval"]["dense"] = dict.fromkeys(result["retrieval"]["dense"], nothing)
-    result["retrieval_by_label"]["dense"]["maternal"] = nothing
+    result["retrieval_by"]["label"]["maternal"]["dense"] = dict.fromkeys(result["retrieval"]["dense"], nothing)
     result["texts"][0] |= {"character_f1": nothing, "bleu": absent, "bleu_low": absent, "bleu_high": absent, "seconds_per_question": absent}
     page, parsed = _written(result, tmp_path)
     assert not re.search(r">\s*(None|nan)|nan%", page)
@@ -138,7 +158,14 @@ def test_missing_values(tmp_path: Path, absent: float | None) -> None:
 
 def test_nothing_but_counts(tmp_path: Path) -> None:
     result = _result()
-    result |= {"retrieval": {}, "retrieval_by_label": {}, "texts": [], "bleu_signature": "", "samples": []}
+    result |= {
+        "retrieval": {},
+        "retrieval_differences": [],
+        "retrieval_by": {"label": {}, "source": {}},
+        "texts": [],
+        "bleu_signature": "",
+        "samples": [],
+    }
     result["refusal"] |= {"reliability": [], "confidence_answerable": [], "confidence_unanswerable": [], "curve": []}
     page, parsed = _written(result, tmp_path)
     assert parsed.tags["svg"] == 0
