@@ -113,25 +113,26 @@ def _train(positional: list[str], overrides: list[str]) -> int:
 
 
 def _index(positional: list[str], overrides: list[str]) -> int:
-    from medrag import assemble, config
+    from medrag import config
+    from medrag.assemble import indexes
 
     verb, rest = (positional[0], positional[1:]) if positional else ("", [])
     if verb not in ("build", "add", "remove", "verify") or (rest and verb in ("build", "verify")):
         raise ValueError(f"medrag index {' '.join(positional)}: allowed: build, add FILE..., remove ID... (or --from FILE), verify")
     run = config.compose(overrides)
     if verb == "verify":
-        for line in assemble.verify_index(run):
+        for line in indexes.verify(run):
             print(line, flush=True)
         return 0
     if verb == "build":
-        artifact = assemble.build_index(run)
+        artifact = indexes.build(run)
         tuned = artifact.manifest["config"]["tuned"]
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in tuned["weights"].items())
         print(f"weights: {weights}; confidence calibrated on {tuned['calibrated_on_questions']} development questions")
         return _done(artifact.path)
     if not rest:
         raise ValueError("medrag index add needs a file" if verb == "add" else "medrag index remove needs ids, or --from FILE")
-    return _done((assemble.add_to_index(run, rest) if verb == "add" else assemble.remove_from_index(run, _ids(rest))).path)
+    return _done((indexes.add(run, rest) if verb == "add" else indexes.remove(run, _ids(rest))).path)
 
 
 def _ids(words: list[str]) -> list[str]:
@@ -147,15 +148,16 @@ def _ids(words: list[str]) -> list[str]:
 
 
 def _ask(positional: list[str], overrides: list[str]) -> int:
-    from medrag import assemble, config, infer, text
+    from medrag import config, infer, text
+    from medrag.assemble import trained
 
     run = config.compose(overrides)
     infer.check(run.answer)
     questions = [text.clean(word) for word in positional]
     if not questions or not all(text.key(question) for question in questions):
         raise ValueError('medrag ask needs a question, as in: medrag ask "孕期可以喝咖啡吗？"')
-    method = assemble.load(run, run.answer.method)
-    beside = {name: assemble.load(run, name) for name in run.answer.beside}
+    method = trained.load(run, run.answer.method)
+    beside = {name: trained.load(run, name) for name in run.answer.beside}
     for question in questions:
         _show(infer.respond(question, method.answer([question])[0], run.answer, run.answer.method))
         for name, other in beside.items():
@@ -180,20 +182,22 @@ def _show(response: dict[str, Any]) -> None:
 
 
 def _infer(positional: list[str], overrides: list[str]) -> int:
-    from medrag import assemble, config, files, infer
+    from medrag import config, files, infer
+    from medrag.assemble import trained
 
     if len(positional) != 2:
         raise ValueError("medrag infer needs two files: QUESTIONS.jsonl (or .csv) and ANSWERS.jsonl")
     run = config.compose(overrides)
-    method = assemble.load(run, run.answer.method)
-    identity = files.current(Path(run.store), run.answer.method).hash
-    counts = infer.infer(method, run.answer, Path(positional[0]), Path(positional[1]), identity)
+    artifact, index = trained.newest(Path(run.store), run.answer.method)
+    identity = files.fingerprint([artifact.hash, index.hash if index else ""])
+    counts = infer.infer(trained.live(run, artifact, index), run.answer, Path(positional[0]), Path(positional[1]), identity)
     print(f"{positional[1]}: {counts['rows']} rows; answered {counts['answered']}, refused {counts['refused']}, errors {counts['errors']}")
     return 0
 
 
 def _evaluate(positional: list[str], overrides: list[str]) -> int:
     from medrag import assemble, config, evaluate, files
+    from medrag.assemble import trained
     from medrag.reports import evaluation
     from medrag.text import Segmenter
 
@@ -206,7 +210,7 @@ def _evaluate(positional: list[str], overrides: list[str]) -> int:
     found = files.find(store, "report", key)
     if found is None:
         result = evaluate.evaluate(
-            lambda name: assemble.load(run, name), data.test, Segmenter(data.dictionary), run.evaluate, run.answer.refuse_below, run.seed
+            lambda name: trained.load(run, name), data.test, Segmenter(data.dictionary), run.evaluate, run.answer.refuse_below, run.seed
         )
         with files.publish(store, "report", key=key, parents=parents, config=vars(run.evaluate)) as folder:
             files.write_json(folder / "evaluation.json", result)

@@ -59,7 +59,10 @@ def encode(inputs: Sequence[tuple[nn.Module, Tensor, Tensor]], limit: Limit) -> 
     for, and it has let them go when it comes to the others.
     """
     lengths = [mask_NL.sum(1).tolist() for _, _, mask_NL in inputs]
-    chunks = [(number, rows) for number, rows_of in enumerate(lengths) for rows in cut(rows_of, limit)]
+    # an encoder that says it is light holds next to nothing for the backward pass, while each more call costs it a gradient of its whole table
+    whole = [getattr(encoder, "light", False) for encoder, _, _ in inputs]
+    parts = [[list(range(len(rows_of)))] if light else cut(rows_of, limit) for rows_of, light in zip(lengths, whole, strict=True)]
+    chunks = [(number, rows) for number, rows_of in enumerate(parts) for rows in rows_of]
     texts = [len(rows) for _, rows in chunks]
     tokens = [len(rows) * max(lengths[number][row] for row in rows) for number, rows in chunks]
     first_kept = next((place for place in range(len(chunks)) if limit.allows(sum(texts[place:]), sum(tokens[place:]))), len(chunks) - 1)
@@ -70,8 +73,8 @@ def encode(inputs: Sequence[tuple[nn.Module, Tensor, Tensor]], limit: Limit) -> 
         longest = max(lengths[number][row] for row in rows)
         some = torch.tensor(rows, device=ids_NL.device)
         ids, mask = ids_NL[some, :longest], mask_NL[some, :longest]
-        twice = place < first_kept and torch.is_grad_enabled()
+        twice = place < first_kept and not whole[number] and torch.is_grad_enabled()
         x = checkpoint(encoder, ids, mask, use_reentrant=False, preserve_rng_state=True) if twice else encoder(ids, mask)
         found[number].append(x)
         order[number] += rows
-    return [torch.cat(parts)[torch.tensor(rows, device=parts[0].device).argsort()] for parts, rows in zip(found, order, strict=True)]
+    return [torch.cat(some)[torch.tensor(rows, device=some[0].device).argsort()] for some, rows in zip(found, order, strict=True)]

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medrag import encoder, evaluate, generator, infer, methods, prepare, retriever, workers
+from medrag import encoder, evaluate, generator, infer, methods, prepare, workers
 from medrag.hardware import Hardware
 from medrag.schedule import Task
+from medrag.search import Search
 
 AXES = {"model": "tiny", "hardware": "cpu", "task": "dense"}
 """the axes and the presets they start from"""
@@ -45,7 +46,7 @@ class Run:
     task: Task = field(default_factory=Task)
     prepare: prepare.Config = field(default_factory=prepare.Config)
     workers: workers.Config = field(default_factory=workers.Config)
-    index: retriever.Search = field(default_factory=retriever.Search)
+    index: Search = field(default_factory=Search)
     answer: infer.Config = field(default_factory=infer.Config)
     evaluate: evaluate.Config = field(default_factory=evaluate.Config)
 

@@ -104,6 +104,11 @@ class Encoder(nn.Module):
         return ENDLESS if self.albert is None else int(self.albert.config.max_position_embeddings)
 
     @property
+    def light(self) -> bool:
+        """Whether it holds next to nothing for the backward pass."""
+        return self.albert is None
+
+    @property
     def transformer(self) -> AlbertModel:
         """The ALBERT. Raises ValueError where the encoder is a bag alone."""
         if self.albert is None:

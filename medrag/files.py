@@ -22,7 +22,7 @@ from typing import Any
 
 MANIFEST = "MANIFEST.json"
 CURRENT = "CURRENT"
-LIBRARIES = ("medrag", "torch", "transformers", "faiss-cpu", "deepspeed", "tokenizers", "sentencepiece", "jieba", "bm25s", "numpy")
+LIBRARIES = ("medrag", "torch", "transformers", "faiss-cpu", "deepspeed", "tokenizers", "sentencepiece", "jieba", "numpy")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

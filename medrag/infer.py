@@ -83,7 +83,7 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
     """Answer every row of ``source`` (JSONL or CSV with a ``question`` column) into ``target`` (JSONL), one output row for each input row.
 
     Output grows in ``target.partial``, in input order, and is renamed when it is whole; killed at any moment and called again, it
-    goes on after the last whole row. ``identity`` is the hash of what answers; a partial output of other input or another method is
+    goes on after the last whole row. ``identity`` stands for what answers, the method and its index; a partial output of something else is
     refused with ValueError, as is an output that is already there. Bad rows become error records.
     """
     check(config)
@@ -100,7 +100,7 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
     stated = {"input": files.sha256(source), "method": identity, "refuse_below": config.refuse_below, "evidence": config.evidence}
     if partial.exists():
         if not claim.is_file() or json.loads(claim.read_text("utf-8")) != stated:
-            raise ValueError(f"{partial} was begun with another input, method or threshold; remove it, or name another output")
+            raise ValueError(f"{partial} was begun with another input, method, index or threshold; remove it, or name another output")
     else:
         files.write_json(claim, stated)
     done = _whole_rows(partial)

@@ -24,11 +24,11 @@ import numpy.typing as npt
 from medrag import metrics
 from medrag.fusion import SIGNALS
 from medrag.index import Index
+from medrag.index.vectors import Vectors
 from medrag.lexical import Found, Lexical, best
 from medrag.passages import Passages, Rows
 from medrag.text import Segmenter
 from medrag.types import Passage
-from medrag.vectors import Vectors
 
 LEXICALS = {"words": "words", "characters": "characters", "question_characters": "characters"}
 """the signals that are BM25, and their units"""

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from medrag import files
 from medrag.index import Index
+from medrag.index.vectors import Vectors
 from medrag.retriever import Retriever
 from medrag.types import Example, Hit, Passage
-from medrag.vectors import Vectors
 
 _QUESTIONS_AT_ONCE = 64
 

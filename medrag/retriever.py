@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,74 +21,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medrag import confidence, fusion, metrics
+from medrag import confidence, metrics
 from medrag.confidence import FEATURES, Calibrator
 from medrag.encoder import Encoder
 from medrag.encoding import Encoding
 from medrag.fusion import SIGNALS
 from medrag.index import Index
-from medrag.lexical import UNITS, Lexical
+from medrag.lexical import Lexical
 from medrag.memory import LEXICALS, NONE, Floats, Memory, Numbers, Seen
+from medrag.search import Config, Search, check
 from medrag.text import Segmenter, Synonyms
 from medrag.types import Example, Hit, Passage
 from medrag.vocabulary import Wordpiece
 
 FILE = "retrieval.json"
-TUNED_ON = 2000
-"""most questions that weights are tuned on, evenly spread: their candidates' signals are held in memory, some 50 KiB a question"""
-
-
-@dataclass
-class Config:
-    """What the encoders see; kept with their weights."""
-
-    question_tokens: int = 256
-    """longest question"""
-    passage_tokens: int = 256
-    """longest passage"""
-    titles: bool = True
-    """whether a passage's title is searched along with its text, where it has one"""
-
-
-@dataclass
-class Search:
-    """How passages are found; kept with the index."""
-
-    kind: str = "auto"
-    """auto, flat, sq8, ivf, ivfpq, hnsw, or a Faiss factory string; always by inner product"""
-    memory_gib: float = 4.0
-    """memory that kind=auto may use for vectors"""
-    probes: int = 0
-    """lists that an IVF index looks into, or HNSW's efSearch; 0: chosen from kind and size"""
-    refine: int = 10
-    """candidates of an approximate index for each passage asked for, whose exact inner products are computed"""
-    shard_passages: int = 50_000
-    """passages encoded and written at once; finished shards survive a kill"""
-    encoding: str = "auto"
-    """arithmetic of the passage encoder while indexing: fp32, bf16, int8 or auto"""
-    candidates: int = 200
-    """passages taken from each signal before their scores are added up"""
-    lexical: list[str] = field(default_factory=lambda: list(UNITS))
-    """what BM25 counts, a signal each: words (jieba, search mode), characters (and pairs of them); empty: no BM25"""
-    questions: bool = False
-    """whether a passage is also found through the training questions it answers"""
-    synonyms: str = "corpora/synonyms.txt"
-    """groups of words that mean the same, for questions in everyday words; empty: none"""
-
-
-def check(search: Search) -> None:
-    """Raise ValueError where a value is out of range."""
-    if unknown := [name for name in search.lexical if name not in UNITS]:
-        raise ValueError(f"index.lexical={unknown[0]!r}; allowed: {', '.join(UNITS)}")
-    if len(set(search.lexical)) != len(search.lexical):
-        raise ValueError(f"index.lexical={search.lexical}; each signal may be named once")
-    for name in ("candidates", "refine", "shard_passages"):
-        if getattr(search, name) < 1:
-            raise ValueError(f"index.{name}={getattr(search, name)}; it must be 1 or more")
-    if search.probes < 0:
-        raise ValueError(f"index.probes={search.probes}; it must be 0 (chosen) or more")
-    if search.memory_gib <= 0:
-        raise ValueError(f"index.memory_gib={search.memory_gib}; it must be above 0")
 
 
 class Retriever(nn.Module):
@@ -214,7 +160,7 @@ class Retriever(nn.Module):
         """
         if not questions:
             return []
-        self._seen = dict(zip(questions, seen := self._look(questions, k, self.used, exclude), strict=True))
+        self._seen = dict(zip(questions, seen := self.look(questions, k, self.used, exclude), strict=True))
         weight_S = self._weight_S()
         found = []
         for one in seen:
@@ -227,9 +173,10 @@ class Retriever(nn.Module):
         return np.array([self.weights.get(name, 0.0) for name in SIGNALS])
 
     @torch.no_grad()
-    def _look(
+    def look(
         self, questions: Sequence[str], k: int, used: tuple[str, ...], exclude: Sequence[Collection[str]] | None = None, rows: Numbers = NONE
     ) -> list[Seen]:
+        """Each question's candidates, at least ``k`` and ``rows`` among them, with the signals that are used."""
         memory = self._memory()
         left_out = [memory.rows(names, with_groups=True) for names in exclude] if exclude is not None else [NONE] * len(questions)
         deep = k if used == ("dense",) else max(k, self.search.candidates)
@@ -270,7 +217,7 @@ class Retriever(nn.Module):
         """What was seen of the question when it was asked last, if that covers these rows, or a new look."""
         seen = self._seen.get(question)
         if seen is None or seen.used != self.used or not np.isin(rows, seen.rows_U).all():
-            (seen,) = self._look([question], 1, self.used, rows=rows)
+            (seen,) = self.look([question], 1, self.used, rows=rows)
         return seen
 
     # -- being sure -------------------------------------------------------------------------------------------------------------
@@ -289,55 +236,14 @@ class Retriever(nn.Module):
         """Calibrated probability, 0..1, that the best hit answers the question; 0 without a hit."""
         return self.calibrator(self.features(question, hits)) if hits else 0.0
 
-    def tune(self, examples: Sequence[Example], batch_questions: int = 32) -> dict[str, Any]:
-        """Choose what synonyms count and the signals' weights on development examples, then fit the calibrator on them; return what was found.
-
-        Examples without positives (unanswerable questions) take part in the calibration only.
-        """
-        answerable = [example for example in examples if example.positives]
-        answerable = answerable[:: -(-len(answerable) // TUNED_ON) or 1]
-        tried: dict[str, float] = {}
-        if len(self.signals) > 1 and answerable:
-            for name in self.lexicals:
-                found = self._memory().tune_synonyms(name, [(example.question, self._memory().rows(example.positives)) for example in answerable])
-                tried |= {f"{name}, synonyms {weight:g}": value for weight, value in found.items()}
-            tables = fusion.Tables([table for batch in _batches(answerable, batch_questions) for table in self._tables(batch)])
-            columns = np.eye(len(self.signals))
-            tried |= {f"{name} alone": tables.reciprocal_rank(columns[place]) for place, name in enumerate(self.signals)}
-            weight_S = fusion.fit(tables)
-            self.weights = dict(zip(self.signals, weight_S.tolist(), strict=True))
-            tried["together"] = tables.reciprocal_rank(weight_S)
-        features, right = [], []
-        for example, hits in self._search(examples, batch_questions):
-            features.append(self.features(example.question, hits))
-            right.append(bool(hits) and hits[0].passage.id in example.positives)
-        if examples:
-            self.calibrator = confidence.fit(np.asarray(features), np.asarray(right))
-        return {
-            "weights": dict(self.weights),
-            "synonym_weights": {name: lexical.synonym_weight for name, lexical in self.lexicals.items()},
-            "mrr_at_10": tried,
-            "calibrated_on_questions": len(examples),
-            "right": int(sum(right)),
-        }
-
-    def _tables(self, examples: Sequence[Example]) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
-        """Of each example the candidates' signals (U, S), and which candidates are right."""
-        columns = [SIGNALS.index(name) for name in self.signals]
-        for example, seen in zip(examples, self._look([example.question for example in examples], 10, self.signals), strict=True):
-            yield seen.signals_US[:, columns], np.isin(seen.rows_U, self._memory().rows(example.positives))
-
     def mean_reciprocal_rank(self, examples: Sequence[Example], batch_questions: int) -> float:
         """MRR@10 of the examples' positives; 0 without examples."""
-        ranks = [
-            metrics.reciprocal_rank([hit.passage.id for hit in hits], example.positives) for example, hits in self._search(examples, batch_questions)
-        ]
+        ranks = []
+        for start in range(0, len(examples), batch_questions):
+            some = examples[start : start + batch_questions]
+            for example, hits in zip(some, self.retrieve([example.question for example in some], 10), strict=True):
+                ranks.append(metrics.reciprocal_rank([hit.passage.id for hit in hits], example.positives))
         return float(np.mean(ranks)) if ranks else 0.0
-
-    def _search(self, examples: Sequence[Example], batch_questions: int) -> Iterator[tuple[Example, list[Hit]]]:
-        """Each example with its ten best hits."""
-        for batch in _batches(examples, batch_questions):
-            yield from zip(batch, self.retrieve([example.question for example in batch], 10), strict=True)
 
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 
@@ -381,7 +287,3 @@ def _flat(x_ND: Floats) -> Index:
     index = Index(x_ND.shape[1])
     index.add(x_ND)
     return index
-
-
-def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    return (examples[start : start + size] for start in range(0, len(examples), size))

@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A retrieved passage and the retriever's score: the inner product, plus the weighted BM25 score where one is fused in."""
+    """A retrieved passage and the retriever's score: the weighted sum of signals, of which the inner product is one (``fusion.SIGNALS``)."""
 
     passage: Passage
     score: float

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from medrag import encoder, generator, retriever
+from medrag import encoder, generator, search
 from medrag.encoder import Encoder
 from medrag.generator import Generator
-from medrag.retriever import Retriever, Search
+from medrag.retriever import Retriever
+from medrag.search import Search
 from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.vocabulary import Sentencepiece, Wordpiece
@@ -101,7 +102,7 @@ class Tiny:
         """``remember``: all passages are indexed; ``fixed``: there is no passage encoder, as in joint training; ``asked``: questions, each
         after the row of its passage, that passages are found through."""
         made = Retriever(
-            retriever.Config(question_tokens=32, passage_tokens=48),
+            search.Config(question_tokens=32, passage_tokens=48),
             Search(kind="flat", candidates=candidates, lexical=["words", "characters"], questions=bool(asked), synonyms=""),
             self.wordpiece,
             self.encoder(seed),

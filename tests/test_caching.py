@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from medrag import caching, losses
+from medrag import caching, encoder, losses
 from medrag.caching import Limit
 from medrag.encoder import Encoder
 
@@ -68,6 +68,15 @@ def test_any_chunks_give_the_gradient_of_the_whole_batch(tiny: Tiny, limit: Limi
     expected = torch.cat([parameter.grad.flatten() for model in models for parameter in model.parameters() if parameter.grad is not None])
     _, found = gradient(models, batch, limit)
     assert float(expected.norm()) > 1e-2
+    assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
+
+
+def test_chunks_go_together_with_layers_that_are_checkpointed_themselves(tiny: Tiny) -> None:
+    models = [tiny.encoder(seed).train() for seed in (0, 1)]
+    _, expected = gradient(models, texts(tiny), Limit())
+    for model in models:
+        model.checkpoint_activations()
+    _, found = gradient(models, texts(tiny), Limit(texts=3))
     assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
 
 
@@ -142,3 +151,16 @@ def test_what_is_kept_falls_with_the_chunk_and_nothing_is_encoded_twice_without_
     assert some_twice == 24, "the passages' activations are the first that the backward pass asks for"
     assert most_twice == 31
     assert least < half / 4 < whole / 4
+
+
+def test_a_bag_alone_is_never_cut(tiny: Tiny) -> None:
+    """A call of it costs a gradient of its whole table, and it holds next to nothing."""
+    config = encoder.Config(layers=0, bag=8, bag_buckets=50, bag_dropout=0.0, similarity="cosine")
+    light, plain = encoder.build(config, tiny.wordpiece).train(), tiny.encoder().train()
+    calls: list[int] = []
+    for model in (light, plain):
+        model.register_forward_hook(lambda model, inputs, output: calls.append(len(output)))
+    batch = texts(tiny)
+    q_BD, c_CD = caching.encode([(light, batch[0], batch[1]), (plain, batch[2], batch[3])], Limit(texts=2))
+    assert calls == [8, 2, 2, 2, 2] and (len(q_BD), len(c_CD)) == (8, 8)
+    assert torch.allclose(q_BD, light(batch[0], batch[1]))

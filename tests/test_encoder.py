@@ -35,6 +35,7 @@ def test_padding_changes_nothing(tiny: Tiny, pooling: str, similarity: str) -> N
 def test_pooling_is_what_it_says(tiny: Tiny) -> None:
     first, mean = tiny.encoder(pooling="cls"), tiny.encoder(pooling="mean")
     ids_BL, mask_BL = tiny.wordpiece.batch(tiny.questions[:4], 32)
+    assert first.albert is not None
     state_BLD = first.albert(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
     assert torch.allclose(first(ids_BL, mask_BL), state_BLD[:, 0], atol=1e-6)
     for number, mask_L in enumerate(mask_BL):
@@ -81,6 +82,7 @@ def test_checkpointed_activations_give_equal_gradients(tiny: Tiny) -> None:
         def count(*_: object, number: int = number) -> None:
             calls[number] += 1
 
+        assert made.albert is not None
         made.albert.encoder.albert_layer_groups[0].albert_layers[0].register_forward_pre_hook(count)
     checkpointed.checkpoint_activations()
     batch = tiny.wordpiece.batch(tiny.questions[:4], 32)
@@ -135,6 +137,7 @@ def test_a_pretrained_folder_gives_its_own_vectors(tiny: Tiny, folder: Path) -> 
     ids_BL, mask_BL = wordpiece.batch(tiny.questions[:4], 32)
     assert torch.equal(ids_BL, tiny.wordpiece.batch(tiny.questions[:4], 32)[0])
     whole = AlbertModel.from_pretrained(folder).eval()
+    assert made.albert is not None
     assert whole.config.hidden_act == "gelu_new" and made.albert.config.hidden_act == "gelu_pytorch_tanh"
     expected_BD = whole(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state[:, 0]
     assert torch.allclose(made(ids_BL, mask_BL), expected_BD, atol=1e-4)
@@ -158,6 +161,7 @@ def test_a_masked_language_model_is_a_pretrained_folder_too(tiny: Tiny, folder: 
 
 def test_the_configured_dropout_holds_for_a_pretrained_encoder_too(tiny: Tiny, folder: Path) -> None:
     made = encoder.build(encoder.Config(pretrained=str(folder), dropout=0.25), tiny.wordpiece)
+    assert made.albert is not None
     layer = made.albert.encoder.albert_layer_groups[0].albert_layers[0]
     assert layer.dropout.p == 0.25
     assert made.describe()["albert"]["hidden_dropout_prob"] == 0.25

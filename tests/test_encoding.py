@@ -159,10 +159,10 @@ def test_neighbours_do_not_change_a_vector_in_8_bits(tiny: Tiny) -> None:
 @pytest.mark.parametrize("act", ["relu", "gelu_pytorch_tanh"])
 def test_only_gelus_approximation_is_replaced(tiny: Tiny, act: str) -> None:
     made = tiny.encoder()
-    made.albert.config.hidden_act = act
-    layer = made.albert.encoder.albert_layer_groups[0].albert_layers[0]
+    made.transformer.config.hidden_act = act
+    layer = made.transformer.encoder.albert_layer_groups[0].albert_layers[0]
     for precision, replaced in (("fp32", False), ("bf16", act != "relu"), ("int8", act != "relu")):
-        found = lowered(made, precision).albert.encoder.albert_layer_groups[0].albert_layers[0]
+        found = lowered(made, precision).transformer.encoder.albert_layer_groups[0].albert_layers[0]
         assert isinstance(found.activation, nn.GELU) == replaced
         assert isinstance(found.ffn, Int8Linear) == (precision == "int8")
     assert not isinstance(layer.activation, nn.GELU)

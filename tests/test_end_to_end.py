@@ -51,7 +51,7 @@ def test_evaluate_writes_a_table_json_and_a_page(store: Path, capsys: pytest.Cap
     assert "recall@10" in first and "rag_sequence, open pool" in first and "tok:zh" in first
     (report,) = store.glob("report/v*")
     result = json.loads((report / "evaluation.json").read_text("utf-8"))
-    assert set(result["retrieval"]) == {"BM25, words", "BM25, characters and pairs", "dense", "dense + BM25"}
+    assert set(result["retrieval"]) == {"BM25, words", "BM25, characters and pairs", "dense", "fusion"}
     for row in result["retrieval"].values():
         assert 0 <= row["recall@1"]["mean"] <= row["recall@10"]["mean"] <= row["recall@100"]["mean"] <= 1
         assert row["recall@10"]["low"] <= row["recall@10"]["mean"] <= row["recall@10"]["high"]

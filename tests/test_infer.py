@@ -6,12 +6,17 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_train import DENSE, ROOT, TINY
 from torch import Tensor
 
-from medrag import infer
+from medrag import assemble, files, infer
+from medrag.__main__ import main
+from medrag.assemble import trained
+from medrag.config import compose
 from medrag.infer import Config
 from medrag.methods import Batch, Method
 from medrag.types import Answer, Example, Hit, Passage
@@ -153,3 +158,38 @@ def test_a_partial_output_of_something_else_is_refused(tmp_path: Path) -> None:
         config = Config(batch_questions=3, window_rows=7, refuse_below=0.5) if change == "threshold" else SMALL
         with pytest.raises(ValueError, match="begun with another"):
             infer.infer(Echo(), config, changed, target, "other" if change == "method" else "m", False)
+
+
+def test_a_partial_output_from_another_index_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The method is the same; what it answers from is not."""
+    store = tmp_path / "store"
+    lines = (ROOT / "corpora" / "maternal.jsonl").read_text("utf-8").splitlines()[:40]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines), "utf-8")
+    assert main(["prepare", str(tmp_path / "some.jsonl"), f"store={store}", "prepare.dev_share=0.2", "prepare.test_share=0"]) == 0
+    run = compose([f"store={store}", *DENSE, *TINY])
+    built = assemble.fresh(run, assemble.corpus(run))
+    with files.publish(store, "dense", key="untrained", parents=built.parents, config={"model": {}}) as folder:
+        trained.save(built, folder)
+    assert main(["index", "build", f"store={store}"]) == 0
+    source, target = write(tmp_path / "in.jsonl", [{"question": f"怀孕第{n}周要注意什么"} for n in range(1, 7)]), tmp_path / "out.jsonl"
+    command = ["infer", str(source), str(target), f"store={store}", "answer.window_rows=2"]
+    first_window = infer._window
+
+    def interrupted(method: Method, settings: Config, window: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if window[0]["row"] > 2:
+            raise KeyboardInterrupt
+        return first_window(method, settings, window)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(infer, "_window", interrupted)
+        assert main(command) == 130
+    assert len(read(tmp_path / "out.jsonl.partial")) == 2
+    before = files.current(store, "index")
+    write(tmp_path / "new.jsonl", [{"id": "new", "text": "孕期要按时产检。", "source": "leaflets"}])
+    assert main(["index", "add", str(tmp_path / "new.jsonl"), f"store={store}"]) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "begun with another input, method, index or threshold" in capsys.readouterr().err
+    files.set_current(store, "index", before.path)
+    assert main(command) == 0
+    assert [row["row"] for row in read(target)] == list(range(1, 7))

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from medrag import encoder, losses, retriever
+from medrag import encoder, losses, search
 from medrag.methods import Batch, dense
 from medrag.mining import Mined
-from medrag.retriever import Retriever, Search
+from medrag.retriever import Retriever
 from medrag.schedule import Room
+from medrag.search import Search
 from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.vocabulary import Wordpiece
@@ -168,7 +169,7 @@ def make_dense(folder: Path, examples: list[Example], passages: list[Passage]) -
     description = encoder.build(
         encoder.Config(embedding=16, width=32, layers=2, heads=4, feed_forward=48, dropout=0.0, positions_tokens=64), wordpiece
     ).describe()
-    config = retriever.Config(question_tokens=32, passage_tokens=48)
+    config = search.Config(question_tokens=32, passage_tokens=48)
     finder = Retriever(config, Search(synonyms=""), wordpiece, encoder.restore(description), encoder.restore(description), Segmenter())
     options = dense.Config(negatives=1, title_share=1.0, retriever=config, symmetric=0.5, distillation=2.0, teacher="index")
     method = dense.Dense(options, finder, {passage.id: passage for passage in passages})

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
-from medrag import encoder, mining, retriever
+from medrag import encoder, mining, search
 from medrag.methods import Parts, dense
 from medrag.methods.dense import Dense
 from medrag.mining import Rules
-from medrag.retriever import Retriever, Search
+from medrag.retriever import Retriever
+from medrag.search import Search
 from medrag.text import Segmenter
 from medrag.types import Example, Hit, Passage
 from medrag.vocabulary import Wordpiece
@@ -63,7 +64,7 @@ def test_a_right_passage_that_is_not_found_leaves_nothing_to_keep() -> None:
 
 
 def make(tiny: Tiny, tutor: Retriever | None = None, **options: Any) -> Dense:
-    config = dense.Config(title_share=1.0, retriever=retriever.Config(question_tokens=32, passage_tokens=48), **options)
+    config = dense.Config(title_share=1.0, retriever=search.Config(question_tokens=32, passage_tokens=48), **options)
     return dense.build(config, Parts(tiny.retriever(remember=False), None, tiny.library, tutor))
 
 
@@ -174,7 +175,7 @@ def one_rank(rank: int, world: int, port: int, folder: Path, examples: list[Exam
     wordpiece = Wordpiece.load(folder)
     shape = encoder.Config(embedding=16, width=32, layers=2, heads=4, feed_forward=48, dropout=0.0, positions_tokens=64)
     models = [encoder.build(shape, wordpiece) for _ in range(2)]
-    config = retriever.Config(question_tokens=32, passage_tokens=48)
+    config = search.Config(question_tokens=32, passage_tokens=48)
     finder = Retriever(config, Search(synonyms="", lexical=[]), wordpiece, models[0], models[1], Segmenter())
     options = dense.Config(retriever=config, mine_every_epochs=1.0, mine_depth=10)
     method = dense.build(options, Parts(finder, None, {passage.id: passage for passage in passages}))

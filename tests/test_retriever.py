@@ -14,14 +14,16 @@ from conftest import Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medrag import files, metrics, retriever
+from medrag import files
 from medrag.confidence import FEATURES
 from medrag.fusion import SIGNALS
+from medrag.indexing import tuning
 from medrag.lexical import Found, Lexical
 from medrag.memory import FOLDERS
 from medrag.passages import write_ids, write_shard
-from medrag.retriever import Retriever, Search
-from medrag.types import Example, Hit, Passage
+from medrag.retriever import FILE, Retriever
+from medrag.search import Config, Search
+from medrag.types import Hit, Passage
 
 Vectors = list[torch.Tensor]
 ASKED = [
@@ -253,12 +255,12 @@ def keep(finder: Retriever, folder: Path, removed: list[int] | None = None) -> N
         np.save(folder / "questions" / "owners.npy", memory.owners_M)
         memory.question_index.save(folder / "question_search")
     np.save(folder / "removed.npy", np.array(removed or [], dtype=np.int64))
-    files.write_json(folder / retriever.FILE, finder.state())
+    files.write_json(folder / FILE, finder.state())
 
 
 def test_loaded_finds_what_was_remembered(tiny: Tiny, tmp_path: Path) -> None:
     finder = tiny.retriever(lexical=True, asked=ASKED, candidates=9)
-    finder.tune(tiny.examples)
+    tuning.tune(finder, tiny.examples)
     finder.lexicals["characters"].synonym_weight = 0.3
     keep(finder, tmp_path)
     again = tiny.retriever(remember=False)
@@ -266,7 +268,7 @@ def test_loaded_finds_what_was_remembered(tiny: Tiny, tmp_path: Path) -> None:
     assert list(again.passages) == finder.passages and dict(again.row) == finder.row
     assert again.search == finder.search and again.calibrator == finder.calibrator and again.weights == finder.weights
     assert again.lexicals["characters"].synonym_weight == 0.3 and again.signals == SIGNALS
-    assert json.loads(json.dumps(again.state())) == json.loads((tmp_path / retriever.FILE).read_text("utf-8"))
+    assert json.loads(json.dumps(again.state())) == json.loads((tmp_path / FILE).read_text("utf-8"))
     questions = tiny.questions[:5]
     for weights in (finder.weights, *WEIGHTS):
         finder.weights = again.weights = weights
@@ -319,6 +321,7 @@ def test_parts_that_differ_in_number_are_refused(tiny: Tiny, tmp_path: Path, pla
 def test_another_width_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     keep(tiny.retriever(), tmp_path)
     wide = tiny.retriever(remember=False)
+    assert wide.question_encoder.albert is not None
     wide.question_encoder.albert.config.hidden_size = 64
     with pytest.raises(ValueError, match="vectors of width 32, but the question encoder gives 64"):
         wide.load(tmp_path)
@@ -330,7 +333,7 @@ def test_another_width_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         ({"lexical": ["words", "bytes"]}, r"index\.lexical='bytes'; allowed: words, characters"),
         ({"lexical": ["words", "words"]}, r"index\.lexical=\['words', 'words'\]"),
         ({"candidates": 0}, r"index\.candidates=0; it must be 1 or more"),
-        ({"refine": 0}, r"index\.refine=0"),
+        ({"refine": -1}, r"index\.refine=-1"),
         ({"shard_passages": -1}, r"index\.shard_passages=-1"),
         ({"probes": -1}, r"index\.probes=-1"),
         ({"memory_gib": 0.0}, r"index\.memory_gib=0\.0"),
@@ -338,7 +341,7 @@ def test_another_width_is_refused(tiny: Tiny, tmp_path: Path) -> None:
 )
 def test_bad_settings_are_refused(tiny: Tiny, settings_of_search: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Retriever(retriever.Config(32, 48), Search(**settings_of_search), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
+        Retriever(Config(32, 48), Search(**settings_of_search), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
 
 
 def test_bad_requests_are_refused(tiny: Tiny) -> None:
@@ -353,54 +356,12 @@ def test_bad_requests_are_refused(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match="no passage encoder"):
         finder.remember(tiny.passages)
     with pytest.raises(ValueError, match=r"question_tokens=65; the encoder allows 3 to 64"):
-        Retriever(retriever.Config(65, 48), Search(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
+        Retriever(Config(65, 48), Search(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
     with pytest.raises(ValueError, match=r"passage_tokens=2; the encoder allows 3 to 64"):
-        Retriever(retriever.Config(64, 2), Search(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
+        Retriever(Config(64, 2), Search(), tiny.wordpiece, tiny.encoder(), None, tiny.segmenter)
 
 
 # -- being sure -----------------------------------------------------------------------------------------------------------------
-
-
-def mrr(finder: Retriever, examples: list[Example]) -> float:
-    found = finder.retrieve([example.question for example in examples], 10)
-    return float(np.mean([metrics.reciprocal_rank([hit.passage.id for hit in hits], e.positives) for e, hits in zip(examples, found, strict=True)]))
-
-
-def test_tune_weighs_the_signals_and_calibrates(tiny: Tiny) -> None:
-    """Random encoders know nothing, so BM25 must win weight; sure questions must be righter than unsure ones."""
-    finder = tiny.retriever(lexical=True, asked=ASKED)
-    stranger = [Example("x1", "劳动仲裁要准备什么", (), ()), Example("x2", "红烧排骨放几勺糖", (), ())]
-    assert finder.confidence(tiny.questions[0], finder.retrieve(tiny.questions[:1], 5)[0]) == 0.5
-    dense_only = mrr(finder, tiny.examples)
-    report = finder.tune([*tiny.examples, *stranger])
-    assert finder.weights == report["weights"] and set(finder.weights) == set(SIGNALS)
-    assert min(finder.weights.values()) >= 0 and finder.weights["words"] + finder.weights["characters"] > 0
-    tried = report["mrr_at_10"]
-    assert tried["dense alone"] == pytest.approx(dense_only)
-    assert mrr(finder, tiny.examples) == pytest.approx(tried["together"])
-    assert tried["together"] > dense_only
-    assert report["calibrated_on_questions"] == 32
-
-    questions = [example.question for example in [*tiny.examples, *stranger]]
-    found = finder.retrieve(questions, 10)
-    sure = [finder.confidence(question, hits) for question, hits in zip(questions, found, strict=True)]
-    right = [hits[0].passage.id in example.positives for hits, example in zip(found, [*tiny.examples, *stranger], strict=True)]
-    assert report["right"] == sum(right)
-    assert 0 < sum(right) < len(right)
-    assert all(0 <= value <= 1 for value in sure)
-    assert metrics.area_under_roc(sure, right) > 0.8
-    assert float(np.mean(sure)) == pytest.approx(np.mean(right), abs=0.02)
-
-
-def test_tune_without_bm25_or_without_answers_only_calibrates(tiny: Tiny) -> None:
-    finder = tiny.retriever()
-    report = finder.tune(tiny.examples)
-    assert report["mrr_at_10"] == {} and finder.weights == {"dense": 1.0} and report["calibrated_on_questions"] == 30
-    finder = tiny.retriever(lexical=True)
-    report = finder.tune([Example("x", "劳动仲裁要准备什么", (), ())])
-    assert report["mrr_at_10"] == {} and report["right"] == 0
-    assert finder.confidence("劳动仲裁", finder.retrieve(["劳动仲裁"], 3)[0]) < 0.5
-    assert tiny.retriever(lexical=True).tune([])["calibrated_on_questions"] == 0
 
 
 def test_a_question_is_taken_to_units_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,23 +384,10 @@ def test_a_question_is_taken_to_units_once(tiny: Tiny, monkeypatch: pytest.Monke
     assert sorted(asked) == sorted(questions * 2)
 
 
-def test_synonyms_are_weighed_by_what_they_find(tiny: Tiny, tmp_path: Path) -> None:
-    """Of use where the question says it in other words than the passage, of harm where they mislead."""
-    for words, better in (("体温高 退烧药\n", True), ("空腹测 喝热水 多休息 看医生\n", False)):
-        (tmp_path / "synonyms.txt").write_text(words, "utf-8")
-        finder = tiny.retriever(remember=False)
-        finder.search = Search(kind="flat", lexical=["characters"], synonyms=str(tmp_path / "synonyms.txt"))
-        finder.remember(tiny.passages)
-        examples = [Example("x", "孩子体温高", (), ("p3",)), Example("y", "空腹测血糖", (), ("p13",))]
-        report = finder.tune(examples)
-        assert (finder.lexicals["characters"].synonym_weight > 0) == better
-        assert report["synonym_weights"] == {name: lexical.synonym_weight for name, lexical in finder.lexicals.items()}
-
-
 @pytest.mark.parametrize("lexical", [False, True])
 def test_confidence_lies_between_0_and_1(tiny: Tiny, lexical: bool) -> None:
     finder = tiny.retriever(lexical=lexical)
-    finder.tune(tiny.examples)
+    tuning.tune(finder, tiny.examples)
     odd = ["", "？？？", "a" * 300, "𠮷野家", *tiny.questions]
     for question, hits in zip(odd, finder.retrieve(odd, 5), strict=True):
         assert 0 <= finder.confidence(question, hits) <= 1

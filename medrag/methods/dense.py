@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medrag import caching, losses, metrics, mining
-from medrag import retriever as retrieval
+from medrag import caching, losses, metrics, mining, search
 from medrag.methods import Batch, Method, Parts
 from medrag.mining import Mined
 from medrag.retriever import Retriever
@@ -59,7 +58,7 @@ class Config:
     """how often a passage is seen with its title, where it has one; the rest of the time it must be found by its text alone"""
     passages: int = 10
     """passages that an answer cites"""
-    retriever: retrieval.Config = field(default_factory=retrieval.Config)
+    retriever: search.Config = field(default_factory=search.Config)
     validation_pool_passages: int = 2000
     """passages that the development questions are searched in while training"""
 
@@ -78,7 +77,7 @@ class Dense(Method):
         self.library = library
         self.mined: Mapping[str, Mined] = {}
         self._names = tuple(library)
-        self._teacher = (teacher,)  # in a tuple, so that it is no part of what is trained and kept
+        self._teacher: tuple[Retriever | None] = (teacher,)  # in a tuple, so that it is no part of what is trained and kept
         self._round = -1
 
     def index(self, passages: Sequence[Passage]) -> None:
@@ -164,11 +163,11 @@ class Dense(Method):
         """
         every = self.config.mine_every_epochs
         number, needed = (int(at / every + 1e-6) if every else 0 for at in (epoch, since))
-        teacher = self._teacher[0]
         if number == self._round:
             return
         self._round = number
-        if self.config.teacher and teacher is None:
+        teacher = self._teacher[0] if number == 0 or self.config.distillation else None
+        if self.config.teacher and teacher is None and (number == 0 or self.config.distillation):
             raise ValueError(f"task.options.teacher={self.config.teacher}, but the method was made without one")
         if number == 0 and teacher is None and not (every and self.config.start == "dense"):
             return
@@ -176,8 +175,9 @@ class Dense(Method):
             teacher.to(self.retriever.device).eval()
         home = folder / "mined"
         rules = mining.Rules(self.config.mine_depth, self.config.mine_margin, self.config.mined_negatives)
-        scored = teacher if number == 0 or self.config.distillation else None
-        self.mined = mining.mine(home / f"{number:05d}.jsonl", examples, self.library, rules, self.retriever, scored, first=number == 0)
+        self.mined = mining.mine(home / f"{number:05d}.jsonl", examples, self.library, rules, self.retriever, teacher, first=number == 0)
+        if not (every and self.config.distillation):
+            self._teacher = (None,)  # an index in memory that is not asked again
         if _rank() == 0:
             for old in home.glob("?????.jsonl"):
                 if int(old.stem) < needed:

@@ -57,7 +57,7 @@ def peer(made: Encoder, wordpiece: Wordpiece, limit_tokens: int, activation: str
 
     marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=wordpiece.tokenizer, **marks).save_pretrained(folder)
-    made.albert.save_pretrained(folder)
+    made.transformer.save_pretrained(folder)
     said = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(said | {"hidden_act": activation}), "utf-8")
     transformer = models.Transformer(str(folder), max_seq_length=limit_tokens)

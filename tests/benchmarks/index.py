@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medrag.index import Index
-from medrag.vectors import Vectors
+from medrag.index.vectors import Vectors
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")

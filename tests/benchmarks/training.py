@@ -30,8 +30,9 @@ from medrag import encoder, files
 from medrag.config import compose
 from medrag.encoder import Config as Shape
 from medrag.methods import dense
-from medrag.retriever import Config, Retriever, Search
+from medrag.retriever import Retriever
 from medrag.schedule import Room
+from medrag.search import Config, Search
 from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.vocabulary import Wordpiece
@@ -61,6 +62,7 @@ def prepare(corpus: Path, work: Path, wanted: Shape) -> None:
     wordpiece = Wordpiece.build((text for pair in some for text in pair), wanted.vocabulary_tokens)
     torch.manual_seed(0)
     model = encoder.build(wanted, wordpiece)
+    assert model.albert is not None
     model.albert.save_pretrained(work / "model")
     vocabulary = sorted(wordpiece.tokenizer.get_vocab().items(), key=lambda item: item[1])
     (work / "model" / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocabulary), "utf-8")

@@ -14,7 +14,7 @@ from conftest import Tiny
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from medrag import methods, retriever
+from medrag import methods, search
 from medrag.generator import Search
 from medrag.methods import Method, Parts
 from medrag.types import Answer, Example, Hit
@@ -26,7 +26,7 @@ SMALL = {
     "tokens": 48,
     "answer_tokens": 16,
     "search": Search(beams=2, answer_tokens=5),
-    "retriever": retriever.Config(question_tokens=32, passage_tokens=48),
+    "retriever": search.Config(question_tokens=32, passage_tokens=48),
 }
 
 

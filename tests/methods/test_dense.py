@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Tiny
 
-from medrag import encoder, metrics, mining, retriever
+from medrag import encoder, metrics, mining, search
 from medrag.methods import Batch, Parts, dense
 from medrag.methods.dense import Config, Dense
 from medrag.mining import Mined
@@ -20,7 +20,7 @@ from medrag.retriever import Retriever
 from medrag.schedule import Room
 from medrag.types import Example, Passage
 
-RETRIEVER = retriever.Config(question_tokens=32, passage_tokens=48)
+RETRIEVER = search.Config(question_tokens=32, passage_tokens=48)
 
 
 def make(tiny: Tiny, library: Mapping[str, Passage] | None = None, tutor: Retriever | None = None, **options: Any) -> Dense:
@@ -171,7 +171,7 @@ def test_the_encoder_s_options_reach_the_loss(tiny: Tiny, pooling: str, similari
     """Scores are inner products, or cosines, over the temperature; the loss and the search see the same ones."""
     method = make(tiny)
     plain = [tiny.encoder(seed, pooling, similarity) for seed in (0, 100)]
-    made = [encoder.Encoder(model.albert.config, pooling, similarity, temperature).eval() for model in plain]
+    made = [encoder.Encoder(model.transformer.config, pooling, similarity, temperature).eval() for model in plain]
     for model, other in zip(made, plain, strict=True):
         model.load_state_dict(other.state_dict())
     method.retriever.question_encoder, method.retriever.context_encoder = made
@@ -196,7 +196,7 @@ def _state(model: encoder.Encoder, tiny: Tiny, text: str) -> torch.Tensor:
     """The pooled state of one text, before anything is done to its length."""
     ids, mask = tiny.wordpiece.batch([text], 48)
     with torch.no_grad():
-        state_LD: torch.Tensor = model.albert(input_ids=ids, attention_mask=mask.long()).last_hidden_state[0]
+        state_LD: torch.Tensor = model.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state[0]
     return state_LD[0] if model.pooling == "cls" else state_LD.mean(0)
 
 

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from medrag import assemble, config, encoder, files
 from medrag.__main__ import main
+from medrag.assemble import trained
 from medrag.encoder import Encoder
 from medrag.files import Artifact
 from medrag.methods import Parts, mlm
 from medrag.methods.mlm import Config, MaskedLanguageModel
+from medrag.retriever import Retriever
 from medrag.text import Segmenter
 from medrag.types import Example, Passage
 from medrag.vocabulary import Wordpiece
@@ -60,6 +62,7 @@ def test_what_is_hidden_and_what_stands_in_its_place(tiny: Tiny, span: int) -> N
     inner_BL[torch.arange(len(texts)), lengths - 1] = False
     assert not (chosen_BL & ~inner_BL).any()
     shown_M = ids_BL.flatten()[place_M]
+    assert tiny.wordpiece.mask is not None
     shares = [float(fact.float().mean()) for fact in (shown_M == tiny.wordpiece.mask, shown_M == token_M)]
     assert shares == pytest.approx([0.8, 0.1], abs=0.05)
 
@@ -98,6 +101,7 @@ def test_the_loss_is_that_of_the_whole_table_at_the_hidden_places(tiny: Tiny) ->
     batch = method.collate([example(TEXT), example(TEXT[:9])])
     ids_BL, mask_BL, place_M, token_M = (batch.tensors[name] for name in ("ids_BL", "mask_BL", "place_M", "token_M"))
     albert = method.encoder.albert
+    assert albert is not None
     state_BLD = albert(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
     x_BLE = method.norm(F.gelu(method.dense(state_BLD), approximate="tanh"))
     logp_BLV = F.log_softmax(x_BLE @ albert.embeddings.word_embeddings.weight.T + method.bias_V, dim=-1)
@@ -181,6 +185,7 @@ def test_blanks_are_filled_in_by_the_most_probable_tokens(tiny: Tiny) -> None:
 def _logp(method: MaskedLanguageModel, tiny: Tiny, text: str) -> torch.Tensor:
     """(M, V) of the blanks, the special tokens left out."""
     ids_BL, mask_BL = tiny.wordpiece.batch([text], 64)
+    assert tiny.wordpiece.mask is not None
     logits_MV = method._logits(ids_BL, mask_BL, (ids_BL == tiny.wordpiece.mask).flatten().nonzero().squeeze(1)).detach()
     logits_MV[:, :5] = -math.inf
     return F.log_softmax(logits_MV, dim=-1)
@@ -237,14 +242,14 @@ def publish(store: Path, settings: list[str]) -> Artifact:
     built = assemble.fresh(run, assemble.corpus(run))
     key = assemble.key(run, built)
     with files.publish(store, run.task.method, key=key, parents=built.parents, config={"model": asdict(run.model)}) as folder:
-        assemble.save(built, folder)
+        trained.save(built, folder)
     return files.current(store, run.task.method)
 
 
-def encoders(run: config.Run) -> tuple[assemble.Built, Encoder, Encoder]:
+def encoders(run: config.Run) -> tuple[trained.Built, Encoder, Encoder]:
     built = assemble.fresh(run, assemble.corpus(run))
     found = getattr(built.method, "retriever", None)
-    assert isinstance(found, assemble.Retriever) and found.context_encoder is not None
+    assert isinstance(found, Retriever) and found.context_encoder is not None
     return built, found.question_encoder, found.context_encoder
 
 
@@ -254,7 +259,7 @@ def same(one: Encoder, two: Encoder) -> bool:
 
 def test_a_saved_model_is_the_loaded_one(store: Path) -> None:
     run = config.compose([f"store={store}", *READS, "seed=7"])
-    made, loaded = assemble.fresh(run, assemble.corpus(run)).method.eval(), assemble.load(run, "mlm")
+    made, loaded = assemble.fresh(run, assemble.corpus(run)).method.eval(), trained.load(run, "mlm")
     assert loaded.answer(["孕期可以喝【】啡吗", "多喝水"]) == made.answer(["孕期可以喝【】啡吗", "多喝水"])
 
 
@@ -264,13 +269,13 @@ def test_dense_starts_with_exactly_its_encoder_and_its_vocabulary(store: Path, s
     run = config.compose([*settings, "task.options.start=mlm", "model.encoder.pooling=cls", "model.encoder.dropout=0.3"])
     built, question, context = encoders(run)
     parent = files.current(store, "mlm")
-    kept = getattr(assemble.restore(parent, None), "encoder", None)
+    kept = getattr(trained.restore(parent, None), "encoder", None)
     assert isinstance(kept, Encoder)
     assert same(question, kept) and same(context, kept)
     assert (question is context) == (shared == "true")
-    assert question.pooling == "cls" and question.albert.config.hidden_dropout_prob == 0.3
+    assert question.pooling == "cls" and question.albert is not None and question.albert.config.hidden_dropout_prob == 0.3
     finder = getattr(built.method, "retriever", None)
-    assert isinstance(finder, assemble.Retriever)
+    assert isinstance(finder, Retriever)
     assert finder.wordpiece.tokenizer.to_str() == Wordpiece.load(parent.path).tokenizer.to_str()
     unstarted, plain, _ = encoders(config.compose([*settings, "model.encoder.pooling=cls"]))
     assert not same(plain, kept)
@@ -313,8 +318,8 @@ def test_dense_starts_from_dense_and_a_stale_start_is_refused(store: Path, tmp_p
             (copied / path.relative_to(store)).write_bytes(path.read_bytes())
     first = publish(copied, [*FINDS, "model.encoder.shared=false", "seed=5"])
     built, question, context = encoders(config.compose([f"store={copied}", *FINDS, "model.encoder.shared=false", "task.options.start=dense"]))
-    kept = getattr(assemble.restore(first, None), "retriever", None)
-    assert isinstance(kept, assemble.Retriever) and kept.context_encoder is not None
+    kept = getattr(trained.restore(first, None), "retriever", None)
+    assert isinstance(kept, Retriever) and kept.context_encoder is not None
     assert same(question, kept.question_encoder) and same(context, kept.context_encoder)
     assert {one.kind: one.hash for one in built.parents}["dense"] == first.hash
     lines = (ROOT / "corpora" / "consultation.jsonl").read_text("utf-8").splitlines()[:60]

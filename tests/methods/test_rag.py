@@ -65,6 +65,7 @@ def oracle(kind: type[Any], tiny: Tiny, method: RagToken | RagSequence, examples
     """transformers' negative log-likelihoods (B,) with the same weights, passages and scores."""
     own = method.generator.mt5
     encoder = copy.deepcopy(method.retriever.question_encoder.albert)
+    assert encoder is not None
     config = RagConfig.from_question_encoder_generator_configs(encoder.config, own.config, n_docs=K)
     rag = kind(config=config, question_encoder=encoder, generator=copy.deepcopy(own)).eval()
     untie(rag.generator)

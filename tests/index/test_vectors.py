@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrag.vectors import Vectors
+from medrag.index.vectors import Vectors
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """Kills ``build`` and ``add`` at random points, each run in a process forked from this one, and runs them again to the end.
 
-    python tests/index_kill.py FOLDER TRIALS
+    PYTHONPATH=tests python tests/indexing/index_kill.py FOLDER TRIALS
 
 A point is a moment, or lies just before or after a call that changes the disk (link, rename, unlink, fsync and the like). Prints JSON: for
 each trial whether the run was killed, the steps it had finished, what of the artifact differs from that of an undisturbed run, and what is

@@ -1,23 +1,27 @@
-"""Exact proposals on a device that Faiss does not serve (a GTX 1080 Ti): matrix products and top-k over chunks of vectors kept there.
+"""Exact proposals: by Faiss on the CPU, by torch on a device that Faiss does not serve (a GTX 1080 Ti).
 
 Shapes: B questions, C candidates, N rows of a chunk, D width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medrag.vectors import Vectors
+from medrag.index.vectors import Vectors
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-CHUNK_ROWS = 65_536
+BLOCK_ROWS = 65_536
+"""of the shards at once"""
 QUESTIONS = 1024
-"""at once: with ``CHUNK_ROWS`` 256 MiB of scores"""
+"""at once: with ``BLOCK_ROWS`` 256 MiB of scores"""
 SHARE = 0.8
 """of the device's free memory that vectors may take; the rest is for scores and the top-k"""
 
@@ -29,8 +33,34 @@ def merge(score_BC: Floats, row_BC: Rows, more_BN: Floats, names_BN: Rows, want:
     return np.take_along_axis(score_BM, order_BC, axis=1), np.take_along_axis(row_BM, order_BC, axis=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Exact proposals by the CPU, straight from the shards."""
+
+    vectors: Vectors
+
+    def propose(self, q_BD: Floats, want: int, skip: Rows) -> tuple[Floats, Rows]:
+        """``(guess_BC, row_BC)``: the ``want`` best rows but for ``skip`` (sorted), best first, scores as exact as BLAS."""
+        guess_BC, row_BC = np.zeros((len(q_BD), 0), np.float32), np.zeros((len(q_BD), 0), np.int64)
+        for start, x_ND in self.vectors.blocks(BLOCK_ROWS):
+            gone = skip[np.searchsorted(skip, start) : np.searchsorted(skip, start + len(x_ND))] - start
+            kept = np.ones(len(x_ND), bool)
+            kept[gone] = False
+            if len(gone) > want:  # a copy without them is cheaper than that many more neighbours
+                names = start + np.flatnonzero(kept)
+                x_ND, kept = x_ND[kept], np.ones(len(names), bool)
+            else:
+                names = np.arange(start, start + len(x_ND))
+            if not len(x_ND):
+                continue
+            near_BC, at_BC = faiss.knn(q_BD, x_ND, min(len(x_ND), want + len(x_ND) - int(kept.sum())), metric=faiss.METRIC_INNER_PRODUCT)
+            near_BC[(at_BC < 0) | ~kept[at_BC]] = -np.inf
+            guess_BC, row_BC = merge(guess_BC, row_BC, near_BC, names[at_BC], want)
+        return guess_BC, row_BC
+
+
 class TorchScan:
-    """Rows by inner product, by torch alone; vectors that do not fit the device are sent to it anew in each search."""
+    """The same by matrix products and top-k over blocks kept on a device; those that do not fit are sent to it anew in each search."""
 
     def __init__(self, vectors: Vectors, device: torch.device, memory_bytes: int | None = None) -> None:
         """``memory_bytes``: what vectors may take on the device; None: ``SHARE`` of what is free. They are kept in fp32 where all fit, else in fp16.
@@ -45,7 +75,7 @@ class TorchScan:
         """rows, from row 0 on, that the device keeps"""
         self.dtype = torch.float32 if 4 * len(vectors) * vectors.width <= memory_bytes else torch.float16
         room = memory_bytes // (vectors.width * self.dtype.itemsize)
-        for start, x_ND in vectors.blocks(CHUNK_ROWS):
+        for start, x_ND in vectors.blocks(BLOCK_ROWS):
             chunk_ND = torch.tensor(x_ND).to(self.dtype)
             if len(x_ND) > room or not bool(chunk_ND.isfinite().all()):  # a component beyond 65,504 is no fp16 number
                 break
@@ -60,7 +90,7 @@ class TorchScan:
     def _some(self, q_BD: Tensor, want: int, skip: Rows) -> tuple[Floats, Rows]:
         guess_BC = torch.empty(len(q_BD), 0, device=self._device)
         row_BC = torch.empty(len(q_BD), 0, dtype=torch.int64, device=self._device)
-        sent = ((start, torch.tensor(x_ND).to(self._device)) for start, x_ND in self._vectors.blocks(CHUNK_ROWS, self.resident))
+        sent = ((start, torch.tensor(x_ND).to(self._device)) for start, x_ND in self._vectors.blocks(BLOCK_ROWS, self.resident))
         for chunks in (self._kept, sent):
             for start, chunk_ND in chunks:
                 score_BN = q_BD @ chunk_ND.float().T

@@ -1,4 +1,4 @@
-"""Search by inner product over rows. The only importer of faiss.
+"""Search by inner product over rows.
 
 Faiss and the scans only propose rows. Every score that leaves this file is the inner product with the row of ``Vectors``, computed by one
 routine (``np.vecdot``) whose result for a pair does not depend on the pairs beside it: each kind, on each device, gives a row the same score.
@@ -12,7 +12,6 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -21,14 +20,14 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from medrag.kinds import CODEWORDS, KINDS, POINTS, automatic, recipe, usual_probes
-from medrag.scan import TorchScan, merge
-from medrag.vectors import Vectors
+from medrag.index import approximate
+from medrag.index.kinds import automatic, recipe, usual_probes
+from medrag.index.scan import BLOCK_ROWS, Scan, TorchScan, merge
+from medrag.index.vectors import Vectors, check_finite
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 65_536
 BLOCK_BYTES = 1 << 28
 """of vectors gathered at once for exact scores, and of a block of them that is added"""
 GPU_NEIGHBOURS = 2048
@@ -41,34 +40,8 @@ def choose(kind: str, count: int, width: int, memory_gib: float) -> str:
     """The kind itself, or what ``auto`` stands for (``kinds.automatic``). Raises ValueError where Faiss has no such index, or too few vectors."""
     resolved = automatic(count, width, memory_gib) if kind == "auto" else kind
     if resolved != "flat":
-        _empty(resolved, recipe(resolved, count, width), width)
+        approximate.empty(resolved, recipe(resolved, count, width), width)
     return resolved
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """Exact proposals by the CPU, straight from the shards."""
-
-    vectors: Vectors
-
-    def propose(self, q_BD: Floats, want: int, skip: Rows) -> tuple[Floats, Rows]:
-        """``(guess_BC, row_BC)``: the ``want`` best rows but for ``skip`` (sorted), best first, scores as exact as BLAS."""
-        guess_BC, row_BC = np.zeros((len(q_BD), 0), np.float32), np.zeros((len(q_BD), 0), np.int64)
-        for start, x_ND in self.vectors.blocks(BLOCK_ROWS):
-            gone = skip[np.searchsorted(skip, start) : np.searchsorted(skip, start + len(x_ND))] - start
-            kept = np.ones(len(x_ND), bool)
-            kept[gone] = False
-            if len(gone) > want:  # a copy without them is cheaper than that many more neighbours
-                names = start + np.flatnonzero(kept)
-                x_ND, kept = x_ND[kept], np.ones(len(names), bool)
-            else:
-                names = np.arange(start, start + len(x_ND))
-            if not len(x_ND):
-                continue
-            near_BC, at_BC = faiss.knn(q_BD, x_ND, min(len(x_ND), want + len(x_ND) - int(kept.sum())), metric=faiss.METRIC_INNER_PRODUCT)
-            near_BC[(at_BC < 0) | ~kept[at_BC]] = -np.inf
-            guess_BC, row_BC = merge(guess_BC, row_BC, near_BC, names[at_BC], want)
-        return guess_BC, row_BC
 
 
 class Index:
@@ -93,10 +66,10 @@ class Index:
         kind = choose(kind, len(vectors), vectors.width, memory_gib)
         index._start(vectors, kind, recipe(kind, len(vectors), vectors.width), probes, refine)
         if index.factory:
-            index._faiss = index._near = index._trained()
+            index._faiss = index._near = approximate.trained(index.kind, index.factory, vectors)
         with tqdm(total=len(vectors), desc=f"index {kind}", unit=" rows", disable=not progress) as bar:
             for _, x_ND in vectors.blocks(max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * vectors.width)))):
-                _check_finite(x_ND)
+                check_finite(x_ND)
                 if index._faiss is not None:
                     index._faiss.add(x_ND)
                 bar.update(len(x_ND))
@@ -114,17 +87,6 @@ class Index:
         self._near: faiss.Index | None = None  # what proposes rows: the same, its copy on a GPU, or nothing: the scan does
         self._viewed: Path | None = None  # the file that the Faiss index is a view of
 
-    def _trained(self) -> faiss.Index:
-        vectors, made = self._vectors, _empty(self.kind, self.factory, self._vectors.width)
-        count = min(len(vectors), max(POINTS * _lists(made), 256 * CODEWORDS if "PQ" in self.factory else CODEWORDS * POINTS))
-        sample_ND = vectors.take(np.linspace(0, len(vectors) - 1, count).astype(np.int64))
-        _check_finite(sample_ND)
-        try:
-            made.train(sample_ND)
-        except RuntimeError as error:
-            raise ValueError(f"index.kind={self.kind}: Faiss could not train {self.factory} on {count} vectors: {_reason(error)}") from error
-        return made
-
     def __len__(self) -> int:
         return len(self._vectors)
 
@@ -136,7 +98,7 @@ class Index:
         """Append vectors, also to ``Vectors``. Raises ValueError on another width or a component that is not finite."""
         if x_ND.ndim != 2 or x_ND.shape[1] != self.width:
             raise ValueError(f"the index holds vectors of width {self.width}, not of shape {x_ND.shape}")
-        _check_finite(x_ND)
+        check_finite(x_ND)
         x_ND = np.ascontiguousarray(x_ND, dtype=np.float32)
         self._own()
         for index in (self._faiss, self._near if self._near is not self._faiss else None):
@@ -153,7 +115,7 @@ class Index:
         """
         if q_BD.ndim != 2 or q_BD.shape[1] != self.width:
             raise ValueError(f"the index holds vectors of width {self.width}, not of shape {q_BD.shape}")
-        _check_finite(q_BD)
+        check_finite(q_BD)
         q_BD = np.ascontiguousarray(q_BD, dtype=np.float32)
         hidden = np.unique(np.asarray(skip, dtype=np.int64))
         if len(hidden) and not 0 <= hidden[0] <= hidden[-1] < len(self):
@@ -200,13 +162,13 @@ class Index:
         most = len(self) if near is self._faiss else min(len(self), GPU_NEIGHBOURS)
         want = min(left, k * self._refine(), most)
         count = math.ceil(want * len(self) / left)
-        lists = _lists(near)
+        lists = approximate.lists(near)
         probes = max(self.probes or usual_probes(lists), math.ceil(2 * count * lists / len(self)) if lists else count)
         score_BK, row_BK = np.zeros((len(q_BD), k), np.float32), np.zeros((len(q_BD), k), np.int64)
         todo = np.arange(len(q_BD))
         for turn in range(ROUNDS):
             enough = k if turn == ROUNDS - 1 else max(k, want // 2)
-            found_BC = near.search(q_BD[todo], min(count, most), params=_parameters(near, probes))[1]
+            found_BC = near.search(q_BD[todo], min(count, most), params=approximate.parameters(near, probes))[1]
             found_BC[np.isin(found_BC, hidden)] = -1
             done = (found_BC >= 0).sum(axis=1) >= enough
             shown_BC = np.argsort(found_BC[done] < 0, axis=1, kind="stable")[:, :want]
@@ -244,7 +206,7 @@ class Index:
         if device.type == "cpu":
             return self
         served = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.get_device_capability(device) >= (7, 0)
-        if served and self._faiss is not None and _lists(self._faiss):
+        if served and self._faiss is not None and approximate.lists(self._faiss):
             self._own()
             self._near = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, self._faiss)
         else:
@@ -285,14 +247,7 @@ class Index:
         if not index.factory:
             return index
         path = folder / cls.FILE
-        try:
-            made = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: Faiss cannot read it: {_reason(error)}") from error
-        if made.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise ValueError(f"{path}: an index by inner product is needed, not one by metric {made.metric_type}")
-        if (made.ntotal, made.d) != size:
-            raise ValueError(f"{path}: holds {made.ntotal} vectors of width {made.d}, but there are {size[0]} of width {size[1]}")
+        made = approximate.read(path, size)
         index._faiss, index._near, index._viewed = made, made, path
         return index
 
@@ -305,47 +260,3 @@ def _wanted(k: int) -> int:
 def _best(score_BC: Floats, row_BC: Rows, k: int) -> tuple[Floats, Rows]:
     order_BK = np.lexsort((row_BC, -score_BC), axis=-1)[:, :k]
     return np.take_along_axis(score_BC, order_BK, axis=1), np.take_along_axis(row_BC, order_BK, axis=1)
-
-
-def _check_finite(x_ND: Floats) -> None:
-    if not np.isfinite(x_ND).all():
-        raise ValueError("a vector with NaN or infinite components was refused")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].split("Error: ")[-1]
-
-
-def _empty(kind: str, string: str, width: int) -> faiss.Index:
-    """An untrained index by inner product, silent about few training points: ``factory`` has counted them."""
-    allowed = f"allowed: {', '.join(KINDS)}, or a factory string of Faiss for width {width}"
-    try:
-        made = faiss.index_factory(width, string, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise ValueError(f"index.kind={kind}: {_reason(error)}; {allowed}") from error
-    if made.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(made, faiss.IndexIDMap | faiss.IndexRefine) or "IVF0" in string:
-        raise ValueError(f"index.kind={kind}: rows by inner product alone are kept here; {allowed}")
-    if isinstance(made, faiss.IndexIVF):
-        made.cp.min_points_per_centroid = 1
-    if isinstance(made, faiss.IndexIVFPQ):
-        made.pq.cp.min_points_per_centroid, made.pq.cp.niter = 1, 10
-        # It takes longer than all other training at small sizes, and only orders the codes for a search that is not used here.
-        made.do_polysemous_training = False  # type: ignore[attr-defined]
-    return made
-
-
-def _lists(index: faiss.Index) -> int:
-    """Lists of an IVF, also behind a transform; 0: there are none."""
-    while isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
-    return int(getattr(index, "nlist", 0))
-
-
-def _parameters(index: faiss.Index, probes: int) -> faiss.SearchParameters | None:
-    if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_parameters(faiss.downcast_index(index.index), probes))  # type: ignore[call-arg]
-    if _lists(index):
-        return faiss.SearchParametersIVF(nprobe=min(probes, _lists(index)))  # type: ignore[call-arg]
-    if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=probes)  # type: ignore[attr-defined,no-any-return]
-    return None

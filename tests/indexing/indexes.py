@@ -9,12 +9,13 @@ from typing import Any
 
 from conftest import Tiny
 
-from medrag import files, indexer
+from medrag import files, indexing
 from medrag.encoding import Encoding
 from medrag.files import Artifact
 from medrag.passages import Passages
 from medrag.prepare import Config
-from medrag.retriever import Retriever, Search
+from medrag.retriever import Retriever
+from medrag.search import Search
 from medrag.sources import recognise
 from medrag.types import Passage
 
@@ -63,12 +64,12 @@ def encoding(made: Retriever) -> Encoding:
 def build(store: Path, tiny: Tiny, **search: Any) -> Artifact:
     made = finder(tiny, **search)
     corpus, dense = files.current(store, "corpus"), files.current(store, "dense")
-    return indexer.build(corpus, dense, made, encoding(made), tiny.examples[10:], tiny.examples[:10], progress=False)
+    return indexing.build(corpus, dense, made, encoding(made), tiny.examples[10:], tiny.examples[:10], progress=False)
 
 
 def add(base: Artifact, tiny: Tiny, *paths: Path) -> Artifact:
     made = finder(tiny, base)
-    return indexer.add(base, [recognise(str(path)) for path in paths], CLEANED_BY, made, encoding(made), progress=False)
+    return indexing.add(base, [recognise(str(path)) for path in paths], CLEANED_BY, made, encoding(made), progress=False)
 
 
 def write(path: Path, passages: Sequence[Passage]) -> Path:

@@ -1,12 +1,10 @@
-"""The index built, added to, removed from and verified; killed at any point it goes on, and makes what it would have made."""
+"""The index built, added to and removed from."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +14,12 @@ import numpy as np
 import pytest
 from conftest import Tiny
 
-from medrag import files, indexer, verify
+from medrag import files, indexing
 from medrag.encoding import Encoding
 from medrag.files import Artifact
+from medrag.indexing import tuning, verify
 from medrag.passages import Passages
 from medrag.retriever import Retriever
-from medrag.steps import Steps
 from medrag.types import Passage
 
 QUESTIONS = 6
@@ -74,7 +72,7 @@ def test_what_is_built_in_shards_is_what_is_remembered_at_once(base: Artifact, t
     found = indexes.finder(tiny, base)
     whole = indexes.finder(tiny)
     whole.remember(indexes.many(tiny, 90))
-    whole.tune(tiny.examples[:10])
+    tuning.tune(whole, tiny.examples[:10])
     assert sorted(path.name for path in (base.path / "shards").glob("*.jsonl")) == [f"0000{number}.jsonl" for number in range(4)]
     assert list(found.passages) == indexes.many(tiny, 90) and dict(found.row) == whole.row
     assert found.weights == pytest.approx(whole.weights, rel=1e-3)
@@ -150,7 +148,7 @@ def test_added_is_as_if_built_together(kind: str, store: Path, base: Artifact, t
     assert grown.manifest["parents"].keys() == {"corpus", "dense", "index"} and grown.parent("index").hash == start.hash
     assert {name: grown.manifest["parents"][name] for name in ("corpus", "dense")} == start.manifest["parents"]
     assert grown.manifest["config"]["history"][-1]["files"][0][2] == [["new.jsonl", files.sha256(tmp_path / "new.jsonl")]]
-    assert indexer.ancestors(grown) == {start.hash}
+    assert indexing.ancestors(grown) == {start.hash}
     together = tmp_path / "store"
     indexes.publish(together, tiny, [*indexes.many(tiny, 90), *others])
     found, whole = indexes.finder(tiny, grown), indexes.finder(tiny, indexes.build(together, tiny, kind=kind, probes=0 if kind == "flat" else 64))
@@ -171,7 +169,7 @@ def test_come_and_gone_is_as_if_it_had_been_so(
     expected = indexes.live(base)
     for turn in range(4):
         gone = {expected[place].id for place in draw.choice(len(expected), 15, replace=False).tolist()}
-        index = indexer.remove(index, sorted(gone))
+        index = indexing.remove(index, sorted(gone))
         back = [replace(passage, text=f"{passage.text}改过{turn}次。") for passage in expected if passage.id in gone][:5]
         new = [*back, *others[10 * turn : 10 * turn + 10]]
         expected = [passage for passage in expected if passage.id not in gone]
@@ -189,7 +187,7 @@ def test_come_and_gone_is_as_if_it_had_been_so(
         kept = json.loads((index.path / "retrieval.json").read_text("utf-8"))
         assert kept["passages"] - kept["removed"] == len(expected)
         list(verify.verify(index, found, indexes.encoding(found), tiny.questions, progress=False))
-    assert len(indexer.ancestors(index)) == 8 and base.hash in indexer.ancestors(index)
+    assert len(indexing.ancestors(index)) == 8 and base.hash in indexing.ancestors(index)
     capsys.readouterr()
     shutil.rmtree(indexes.build(store, tiny, candidates=7).path)
     assert "60 removed passages are back, and what was added is not: ['0.jsonl', '1.jsonl'" in capsys.readouterr().err
@@ -268,132 +266,11 @@ def test_rows_of_passages_are_told_from_pages(base: Artifact, tiny: Tiny, tmp_pa
 
 def test_removal_refuses_what_is_not_there(base: Artifact, tiny: Tiny) -> None:
     with pytest.raises(ValueError, match="has no passage 'x1', 'x2'"):
-        indexer.remove(base, ["p1", "x1", "x2"])
-    smaller = indexer.remove(base, ["p1", "p2"])
+        indexing.remove(base, ["p1", "x1", "x2"])
+    smaller = indexing.remove(base, ["p1", "p2"])
     with pytest.raises(ValueError, match="has no passage 'p1'"):
-        indexer.remove(smaller, ["p1"])
+        indexing.remove(smaller, ["p1"])
     with pytest.raises(ValueError, match="no passage would be left"):
-        indexer.remove(base, [passage.id for passage in Passages(base.path)])
-    assert indexer.remove(base, ["p2", "p1", "p2"]).path == smaller.path
+        indexing.remove(base, [passage.id for passage in Passages(base.path)])
+    assert indexing.remove(base, ["p2", "p1", "p2"]).path == smaller.path
     files.set_current(base.path.parent.parent, "index", base.path)
-
-
-# -- verifying ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def damaged(base: Artifact, tmp_path: Path) -> Artifact:
-    """A copy whose files may be changed, as a faulty build might have left them."""
-    path = tmp_path / "index" / base.path.name
-    files.link_tree(base.path, path, base.manifest["files"])
-    for file in [file for file in path.rglob("*") if file.is_file()]:
-        whole = file.read_bytes()
-        file.unlink()
-        file.write_bytes(whole)
-    return Artifact(path, base.manifest)
-
-
-def report(index: Artifact, tiny: Tiny, seed: int = 0) -> list[str]:
-    finder = indexes.finder(tiny, index, seed)
-    return list(verify.verify(index, finder, indexes.encoding(finder), tiny.questions, progress=False))
-
-
-def test_verify_says_what_is_in_order(base: Artifact, tiny: Tiny) -> None:
-    said = "\n".join(report(base, tiny))
-    assert "90 each" in said and "90 ids" in said and "finite" in said and "64 passages encoded anew" in said and "recall@10" in said
-
-
-def test_verify_sees_what_hashes_cannot(damaged: Artifact, tiny: Tiny) -> None:
-    vectors = damaged.path / "shards" / "00002.npy"
-    whole = np.load(vectors)
-    with pytest.raises(ValueError, match=r"passage 'p\d+' encoded now is another vector .* the encoder or the vectors"):
-        report(damaged, tiny, seed=1)
-    np.save(vectors, np.roll(whole, 1, axis=0))
-    with pytest.raises(ValueError, match=r"passage 'p\d+' encoded now is another vector"):
-        report(damaged, tiny)
-    whole[7, 3] = np.nan
-    np.save(vectors, whole)
-    with pytest.raises(ValueError, match="the vector of row 57 is not finite"):
-        report(damaged, tiny)
-
-
-def test_verify_sees_a_lookup_gone_astray(damaged: Artifact, tiny: Tiny) -> None:
-    order = np.load(damaged.path / "ids.order.npy")
-    np.save(damaged.path / "ids.order.npy", np.roll(order, 1))
-    with pytest.raises(ValueError, match=r"the id 'p0' of row 0 leads to row None"):
-        report(damaged, tiny)
-    np.save(damaged.path / "ids.order.npy", order)
-    np.save(damaged.path / "removed.npy", np.array([5]))
-    with pytest.raises(ValueError, match="90 ids for 89 passages that are not removed"):
-        report(damaged, tiny)
-
-
-def test_verify_sees_a_search_that_is_too_coarse(store: Path, base: Artifact, tiny: Tiny) -> None:
-    index = indexes.build(store, tiny, kind="IVF2,Flat", probes=1, refine=1)
-    with pytest.raises(ValueError, match=r"finds 0\.\d+ of the ten best .* index\.probes"):
-        report(index, tiny)
-    files.set_current(store, "index", base.path)
-
-
-# -- killed -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_steps_are_done_once_and_damage_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made: list[str] = []
-
-    def run(fail_at: str = "", error: type[BaseException] = KeyboardInterrupt) -> None:
-        with Steps(tmp_path, "0123456789abcdef") as steps:
-            for name in ("one", "two"):
-
-                def make(folder: Path, name: str = name) -> None:
-                    (folder / "a").mkdir()
-                    (folder / "a" / name).write_text(name, "utf-8")
-                    if name == fail_at:
-                        raise error("stopped")
-                    made.append(name)
-
-                steps.step(name, make)
-            steps.link(tmp_path / "whole")
-
-    with pytest.raises(KeyboardInterrupt):
-        run("two")
-    work = tmp_path / ".work-0123456789ab"
-    assert made == ["one"] and (work / "one" / "a" / "one").exists() and not (work / "two").exists()
-    with pytest.raises(KeyboardInterrupt):
-        run("two")
-    assert made == ["one"]
-    (work / "one" / "a" / "one").write_text("0ne", "utf-8")
-    (tmp_path / ".work-other").mkdir()
-    run()
-    assert made == ["one", "one", "two"] and not work.exists()
-    said = capsys.readouterr().err
-    assert "one is damaged and is made again" in said and ".work-other; delete it" in said
-    assert sorted(path.name for path in (tmp_path / "whole" / "a").iterdir()) == ["one", "two"]
-    with pytest.raises(ValueError, match="stopped"):
-        run("two", ValueError)
-    assert not work.exists(), "what is refused would be refused again"
-
-
-def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    with Steps(tmp_path, "key"), pytest.raises(ValueError, match="another process is at work there"), Steps(tmp_path, "key"):
-        pass
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, object]]]:
-    """What tests/index_kill.py tells of 25 kills of ``build`` and of ``add`` each."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(Path(__file__).parent / "index_kill.py"), str(tmp_path_factory.mktemp("killed")), "25"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told: dict[str, list[dict[str, object]]] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", ["build", "add"])
-def test_killed_at_any_point_it_makes_what_it_would_have_made(verb: str, killed: dict[str, list[dict[str, object]]]) -> None:
-    trials = killed[verb]
-    assert len(trials) == 25 and all(trial["killed"] for trial in trials), trials
-    assert [trial for trial in trials if trial["differs"] or trial["left"]] == []
-    assert sum(bool(trial["steps"]) for trial in trials) > 10, "most kills leave finished steps"

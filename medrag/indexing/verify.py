@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from medrag.encoding import Encoding
 from medrag.files import Artifact
+from medrag.index.vectors import Vectors
 from medrag.memory import FOLDERS, Memory
 from medrag.passages import SHARDS
 from medrag.retriever import Retriever
-from medrag.vectors import Vectors
 
 QUESTIONS = 200
 """development questions that the search is tried on"""

@@ -100,3 +100,9 @@ class Vectors:
             raise ValueError(f"vectors of width {self._width} are held here, not of shape {x_ND.shape}")
         if x_ND.dtype != np.float32:
             raise ValueError(f"vectors are float32, not {x_ND.dtype}")
+
+
+def check_finite(x_ND: Floats) -> None:
+    """Raise ValueError where a component is NaN or infinite."""
+    if not np.isfinite(x_ND).all():
+        raise ValueError("a vector with NaN or infinite components was refused")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from medrag import encoder, files, generator, hardware, indexer, methods, prepare, retriever, schedule, sources, train, verify, weights
+from medrag import encoder, files, generator, hardware, methods, prepare, schedule, train
+from medrag.assemble import trained
+from medrag.assemble.trained import Built
 from medrag.config import Run
 from medrag.encoder import Encoder
-from medrag.encoding import Encoding
 from medrag.files import Artifact
 from medrag.generator import Generator
 from medrag.methods import Method, Parts
@@ -29,23 +27,12 @@ from medrag.retriever import Retriever
 from medrag.text import Segmenter
 from medrag.vocabulary import Sentencepiece, Wordpiece
 
-DESCRIPTION = "method.json"
-WEIGHTS = "weights.safetensors"
 LOG = "log.jsonl"
 PICTURE = "training.png"
 RESHAPED = ("dropout", "pooling", "similarity", "temperature", "shared", "bag_dropout", "bag_share")
 """keys of the encoder that may differ between what it starts from and what it becomes"""
 FP16_RESCALE = 16.0
 """what mT5's residual stream is divided by for fp16"""
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A method, what it was made from, and what another process needs to make its like."""
-
-    method: Method
-    parents: list[Artifact]
-    description: dict[str, Any]
 
 
 def corpus(run: Run) -> Corpus:
@@ -71,12 +58,12 @@ def fresh(run: Run, data: Corpus) -> Built:
             description["shared"] = run.model.encoder.shared
     if getattr(run.task.options, "teacher", ""):
         teacher = files.current(Path(run.store), "index")
-        _check_corpus(teacher, data.artifact, "medrag index build")
+        trained.check_corpus(teacher, data.artifact, "medrag index build")
         parents.append(teacher)
         parts["teacher"] = _fixed_retriever(teacher)
     if "index" in needs:
         index = files.current(Path(run.store), "index")
-        _check_corpus(index, data.artifact, "medrag index build")
+        trained.check_corpus(index, data.artifact, "medrag index build")
         parents.append(index)
         parts["retriever"] = _fixed_retriever(index)
         description["encoder"] = parts["retriever"].question_encoder.describe()
@@ -142,7 +129,7 @@ def train_method(run: Run) -> Artifact | None:
                 "state": asdict(state),
             }
             with files.publish(store, run.task.method, key=name, parents=built.parents, config=config) as staging:
-                save(built, staging)
+                trained.save(built, staging)
                 shutil.copyfile(folder / LOG, staging / LOG)
                 picture.write(files.read_jsonl(folder / LOG), state.best_step, staging / PICTURE)
     elif first:
@@ -151,129 +138,6 @@ def train_method(run: Run) -> Artifact | None:
     dist.barrier()
     dist.destroy_process_group()
     return files.current(store, run.task.method) if first else None
-
-
-def save(built: Built, folder: Path) -> None:
-    """Weights, tokenizers and description of a method."""
-    weights.save(built.method, folder / WEIGHTS)
-    files.write_json(folder / DESCRIPTION, built.description)
-    held = [getattr(built.method, name, None) for name in ("retriever", "generator", "wordpiece")]
-    if isinstance(held[0], Retriever):
-        held[0].wordpiece.save(folder)
-    if isinstance(held[1], Generator):
-        held[1].sentencepiece.save(folder)
-    if isinstance(held[2], Wordpiece):
-        held[2].save(folder)
-
-
-def load(run: Run, name: str) -> Method:
-    """The newest trained method of this name, ready to answer: hashes checked, index attached, in evaluation mode."""
-    store = Path(run.store)
-    methods.load(name)
-    artifact = files.current(store, name)
-    needs = _needs(methods.load(name))
-    index: Artifact | None = None
-    if "index" in needs:
-        index = _newest_descendant(store, artifact)
-    elif "context_encoder" in needs:
-        index = files.current(store, "index")
-        reference = index.manifest["parents"].get("dense", {})
-        if reference.get("hash") != artifact.hash:
-            raise ValueError(
-                f"{index.path} is stale: built with {reference.get('version')}, but {name} is at {artifact.path.name}; run `medrag index build`"
-            )
-    method = restore(artifact, index)
-    return method.to(_device(run)).eval()
-
-
-def _newest_descendant(store: Path, artifact: Artifact) -> Artifact:
-    """The newest index where it came from the one that the method was trained with by additions and removals, else that one."""
-    newest = files.current(store, "index")
-    return newest if artifact.manifest["parents"]["index"]["hash"] in indexer.ancestors(newest) else artifact.parent("index")
-
-
-def restore(artifact: Artifact, index: Artifact | None) -> Method:
-    """A trained method with its weights, on the CPU, and with ``index`` where it retrieves."""
-    description = json.loads((artifact.path / DESCRIPTION).read_text("utf-8"))
-    module = methods.load(description["method"])
-    options = _typed(module.Config, description["options"])
-    parts: dict[str, Any] = {}
-    data = artifact.parent("corpus")
-    if "encoder" in _needs(module):
-        parts |= {"encoder": encoder.restore(description["encoder"]), "wordpiece": Wordpiece.load(artifact.path)}
-    elif "encoder" in description:
-        question = encoder.restore(description["encoder"])
-        context = None
-        if "context_encoder" in _needs(module):
-            context = question if description["shared"] else encoder.restore(description["encoder"])
-        config = _typed(retriever.Config, _retriever_settings(artifact, description, index))
-        segmenter = Segmenter(data.path / "dictionary.txt")
-        parts["retriever"] = Retriever(config, retriever.Search(), Wordpiece.load(artifact.path), question, context, segmenter)
-    if "generator" in description:
-        parts["generator"] = generator.restore(description["generator"], Sentencepiece.load(artifact.path))
-    method: Method = module.build(options, Parts(**parts))
-    weights.load(method, artifact.path / WEIGHTS)
-    if index is not None:
-        if index.manifest["parents"]["corpus"] != artifact.manifest["parents"]["corpus"]:
-            raise ValueError(f"{index.path} and {artifact.path} were made from different corpora; run `medrag index build`")
-        parts["retriever"].load(index.path)
-    return method
-
-
-def build_index(run: Run) -> Artifact:
-    """Encode the corpus with the newest dense method, tune the fusion and the confidence on development questions, and publish."""
-    store = Path(run.store)
-    data, dense = files.current(store, "corpus"), files.current(store, "dense")
-    _check_corpus(dense, data, "medrag train task=dense")
-    finder = _finder(run, dense, None)
-    finder.search = run.index
-    return indexer.build(data, dense, finder, _passage_encoding(run, finder), prepare.examples(data, "train"), list(prepare.examples(data, "dev")))
-
-
-def add_to_index(run: Run, arguments: Sequence[str]) -> Artifact:
-    """The newest index with the passages of more files, which are said as those of ``medrag prepare`` are."""
-    index = files.current(Path(run.store), "index")
-    found = [sources.recognise(argument) for argument in arguments]
-    finder = _finder(run, index.parent("dense"), index)
-    settings = _typed(prepare.Config, index.parent("corpus").manifest["config"])
-    return indexer.add(index, found, settings, finder, _passage_encoding(run, finder))
-
-
-def remove_from_index(run: Run, names: Sequence[str]) -> Artifact:
-    """The newest index without the passages of these ids."""
-    return indexer.remove(files.current(Path(run.store), "index"), names)
-
-
-def verify_index(run: Run) -> Iterator[str]:
-    """What is in order in the newest index, one thing a line. Raises ValueError at the first thing that is not."""
-    index = files.current(Path(run.store), "index")
-    yield f"{index.path}: {len(index.manifest['files'])} files have their hashes"
-    finder = _finder(run, index.parent("dense"), index)
-    asked = [example.question for split in ("dev", "train") for example in islice(prepare.examples(index.parent("corpus"), split), verify.QUESTIONS)]
-    yield from verify.verify(index, finder, _passage_encoding(run, finder), asked[: verify.QUESTIONS])
-
-
-def _finder(run: Run, dense: Artifact, index: Artifact | None) -> Retriever:
-    """The dense method's retriever on the run's device."""
-    found = getattr(restore(dense, index).to(_device(run)).eval(), "retriever", None)
-    assert isinstance(found, Retriever)
-    return found
-
-
-def _passage_encoding(run: Run, finder: Retriever) -> Encoding:
-    """The passage encoder on all devices of the run."""
-    assert finder.context_encoder is not None
-    devices = [torch.device("cpu")] if run.hardware.device == "cpu" else [torch.device("cuda", number) for number in range(run.hardware.devices)]
-    return Encoding(finder.context_encoder, finder.wordpiece, finder.config.passage_tokens, finder.search.encoding, devices)
-
-
-def _retriever_settings(artifact: Artifact, description: dict[str, Any], index: Artifact | None) -> dict[str, Any]:
-    """What the encoders were trained to see: kept by the dense method that trained them."""
-    if "retriever" in description["options"]:
-        settings: dict[str, Any] = description["options"]["retriever"]
-        return settings
-    dense = (index or artifact.parent("index")).parent("dense")
-    return _retriever_settings(dense, json.loads((dense.path / DESCRIPTION).read_text("utf-8")), None)
 
 
 def _new_encoders(run: Run, data: Corpus, parents: list[Artifact]) -> tuple[Wordpiece, Encoder, Encoder]:
@@ -286,10 +150,10 @@ def _new_encoders(run: Run, data: Corpus, parents: list[Artifact]) -> tuple[Word
         question = encoder.build(run.model.encoder, wordpiece)
         return wordpiece, question, question if shared else copy.deepcopy(question)
     parent = files.current(Path(run.store), start)
-    _check_corpus(parent, data.artifact, f"medrag train task={start}")
+    trained.check_corpus(parent, data.artifact, f"medrag train task={start}")
     _check_shape(run, parent)
     parents.append(parent)
-    method = restore(parent, None)
+    method = trained.restore(parent, None)
     holder = getattr(method, "retriever", method)
     found = [getattr(holder, name, None) for name in ("encoder", "question_encoder", "context_encoder")]
     old = [one for one in found if isinstance(one, Encoder)]
@@ -323,7 +187,7 @@ def _check_shape(run: Run, parent: Artifact) -> None:
 
 def _fixed_retriever(index: Artifact) -> Retriever:
     """The dense method's question encoder over a fixed index; no passage encoder."""
-    dense = restore(index.parent("dense"), index)
+    dense = trained.restore(index.parent("dense"), index)
     found = getattr(dense, "retriever", None)
     assert isinstance(found, Retriever)
     if found.context_encoder is found.question_encoder:
@@ -336,9 +200,9 @@ def _new_generator(run: Run, data: Corpus, parents: list[Artifact]) -> Generator
     """The closed_book method's generator for a warm start, else a new one; what it came from joins ``parents``."""
     if run.task.warm_start and "index" in _needs(methods.load(run.task.method)):
         artifact = files.current(Path(run.store), "closed_book")
-        _check_corpus(artifact, data.artifact, "medrag train task=closed_book", "or say task.warm_start=false")
+        trained.check_corpus(artifact, data.artifact, "medrag train task=closed_book", "or say task.warm_start=false")
         parents.append(artifact)
-        warm = getattr(restore(artifact, None), "generator", None)
+        warm = getattr(trained.restore(artifact, None), "generator", None)
         assert isinstance(warm, Generator)
         return warm
     made = _vocabulary(run, data, "sentencepiece", lambda: generator.build_vocabulary(run.model.generator, data.texts()))
@@ -377,26 +241,3 @@ def _class(run: Run) -> type[Method]:
 
 def _needs(module: ModuleType) -> frozenset[str]:
     return methods.the_class(module).needs
-
-
-def _check_corpus(artifact: Artifact, corpus: Artifact, remedy: str, otherwise: str = "") -> None:
-    """Raise ValueError, naming the command that mends it, where an artifact was made from another corpus than the newest."""
-    if artifact.manifest["parents"]["corpus"]["hash"] != corpus.hash:
-        raise ValueError(f"{artifact.path} is stale: it was made from another corpus than {corpus.path}; run `{remedy}` {otherwise}".rstrip())
-
-
-def _device(run: Run) -> torch.device:
-    if run.hardware.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("hardware.device=cuda, but torch sees no CUDA device here; hardware=cpu works everywhere")
-    if run.hardware.device == "cpu":
-        torch.set_num_threads(run.hardware.threads or len(os.sched_getaffinity(0)))
-    return torch.device(run.hardware.device)
-
-
-def _typed(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A dataclass (nested ones too) from the dictionary that ``asdict`` made of it."""
-    blank = kind()
-    for name, value in values.items():
-        inner = getattr(blank, name)
-        setattr(blank, name, _typed(type(inner), value) if isinstance(value, dict) and not isinstance(inner, dict) else value)
-    return blank

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from medrag import files
 from medrag.encoding import Encoding
 from medrag.index import Index
+from medrag.index.vectors import Vectors
+from medrag.indexing import tuning
+from medrag.indexing.steps import Steps
 from medrag.lexical import Lexical
 from medrag.memory import FOLDERS
 from medrag.passages import SHARDS, Passages, write_ids, write_shard
 from medrag.retriever import FILE, Retriever
-from medrag.steps import Steps
 from medrag.types import Example, Passage
-from medrag.vectors import Vectors
 
 REMOVED = "removed.npy"
 TUNED = ".tuned.json"
@@ -113,7 +114,7 @@ def tune(steps: Steps, finder: Retriever, dev: Sequence[Example]) -> Path:
         shutil.rmtree(whole, ignore_errors=True)
         steps.link(whole)
         finder.attach(whole)
-        files.write_json(folder / TUNED, finder.tune(dev))
+        files.write_json(folder / TUNED, tuning.tune(finder, dev))
         files.write_json(folder / FILE, finder.state())
         shutil.rmtree(whole)
 

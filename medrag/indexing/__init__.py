@@ -19,18 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from medrag import additions, files, index, indexing, retriever
+from medrag import files, index
 from medrag.encoding import Encoding
 from medrag.files import Artifact
 from medrag.index import Index
-from medrag.indexing import REMOVED, made
+from medrag.index.vectors import Vectors
+from medrag.indexing import additions, stages
+from medrag.indexing.stages import REMOVED, made
+from medrag.indexing.steps import Steps
 from medrag.passages import SHARDS, Passages, Rows, said, write_ids
 from medrag.prepare import Config
-from medrag.retriever import Retriever
+from medrag.retriever import FILE, Retriever
+from medrag.search import check
 from medrag.sources import Source, source_files
-from medrag.steps import Steps
 from medrag.types import Example, Passage
-from medrag.vectors import Vectors
 
 VERSION = 5
 """raised when the same passages and settings come to give another index"""
@@ -54,15 +56,15 @@ def build(
     index that has them. Raises ValueError where a setting is out of range or two passages have one id.
     """
     store, search = corpus.path.parent.parent, finder.search
-    retriever.check(search)
+    check(search)
     key = files.fingerprint(["index", VERSION, corpus.hash, dense.hash, asdict(search), finder.new_lexical("words").synonyms.groups])
     if found := _published(store, key):
         return found
     with Steps(store / "index", key) as steps:
         rows = (Passage(**row) for row in files.read_jsonl(corpus.path / "passages.jsonl"))
-        passages = Passages(steps.step("passages", lambda folder: indexing.write_passages(folder, rows, search.shard_passages, progress)))
+        passages = Passages(steps.step("passages", lambda folder: stages.write_passages(folder, rows, search.shard_passages, progress)))
         index.choose(search.kind, len(passages), encoding.width, search.memory_gib)
-        vectors = Vectors(indexing.vectors(steps, passages, finder, encoding, progress, _donor(corpus, dense, finder)))
+        vectors = Vectors(stages.vectors(steps, passages, finder, encoding, progress, _donor(corpus, dense, finder)))
 
         def train_index(folder: Path) -> None:
             made_index = Index.build(vectors, search.kind, search.memory_gib, search.probes, search.refine, progress)
@@ -70,10 +72,10 @@ def build(
 
         steps.step("search", train_index)
         for unit in search.lexical:
-            indexing.lexical(steps, unit, passages, finder, progress)
+            stages.lexical(steps, unit, passages, finder, progress)
         if search.questions:
-            indexing.questions(steps, finder, train, Rows(steps.folder / "passages", passages), progress)
-        tuned = json.loads(indexing.tune(steps, finder, dev).read_text("utf-8"))
+            stages.questions(steps, finder, train, Rows(steps.folder / "passages", passages), progress)
+        tuned = json.loads(stages.tune(steps, finder, dev).read_text("utf-8"))
         config = {"index": asdict(search), "tuned": tuned, "history": []}
         _tell_what_is_left_behind(store / "index")
         with files.publish(store, "index", key=key, parents=[corpus, dense], config=config) as folder:
@@ -98,7 +100,7 @@ def add(base: Artifact, sources: Sequence[Source], cleaned_by: Config, finder: R
         def read(folder: Path) -> None:
             counts = {"added": 0, "equal": 0, "left_out": 0, "personal_data": 0}
             new = _new(base, old, sources, cleaned_by, counts)
-            indexing.write_passages(folder, new, search.shard_passages, progress, old.numbers[-1] + 1, base.path, len(old))
+            stages.write_passages(folder, new, search.shard_passages, progress, old.numbers[-1] + 1, base.path, len(old))
             files.write_json(folder / _COUNTS, counts)
 
         part = steps.step("passages", read)
@@ -107,7 +109,7 @@ def add(base: Artifact, sources: Sequence[Source], cleaned_by: Config, finder: R
         if not counts["added"]:
             return base
         passages = Passages(part)
-        new_vectors = indexing.vectors(steps, passages, finder, encoding, progress)
+        new_vectors = stages.vectors(steps, passages, finder, encoding, progress)
 
         def extend(folder: Path) -> None:
             grown = Index.load(base.path / "search", Vectors.load(base.path / SHARDS))
@@ -117,7 +119,7 @@ def add(base: Artifact, sources: Sequence[Source], cleaned_by: Config, finder: R
 
         steps.step("search", extend)
         for unit in search.lexical:
-            indexing.lexical(steps, unit, passages, finder, progress, base.path)
+            stages.lexical(steps, unit, passages, finder, progress, base.path)
         return _descend(base, key, {"verb": "add", "files": named, **counts}, steps)
 
 
@@ -199,9 +201,9 @@ def _descend(base: Artifact, key: str, what: Mapping[str, Any], steps: Steps) ->
     with files.publish(store, "index", key=key, parents=[base.parent("corpus"), base.parent("dense"), base], config=config) as folder:
         files.link_tree(base.path, folder, base.manifest["files"])
         steps.link(folder)
-        settings = json.loads((folder / retriever.FILE).read_text("utf-8"))
+        settings = json.loads((folder / FILE).read_text("utf-8"))
         counts = {"passages": len(Passages(folder)), "removed": len(np.load(folder / REMOVED, allow_pickle=False))}
-        files.write_json(folder / retriever.FILE, settings | counts)
+        files.write_json(folder / FILE, settings | counts)
     return files.current(store, "index")
 
 
