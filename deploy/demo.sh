@@ -10,7 +10,7 @@ say prepare corpora/consultation.jsonl corpora/maternal.jsonl corpora/questions.
   store=store/demo prepare.titles=true prepare.dev_share=0 prepare.test_share=0
 say train task=dense "${here[@]}" task.global_batch=64 task.epochs=4 task.learning_rate=1e-3 \
   task.options.retriever.question_tokens=48 task.options.retriever.passage_tokens=160
-say index build "${here[@]}" index.lexical_unit=characters
+say index build "${here[@]}" index.questions=true
 say train task=closed_book "${here[@]}" task.global_batch=16 task.epochs=5 task.learning_rate=2e-3 \
   task.options.source_tokens=48 task.options.answer_tokens=160 task.validate_examples=64 task.options.search.answer_tokens=100
 say train task=rag_token "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=5e-4 task.options.passages=2 \

@@ -11,8 +11,8 @@ here=(store=store/real model=small hardware=cpu "hardware.precision=${PRECISION:
 say prepare "$data/toyhom/internal_medicine_sample.csv" "$data/toyhom/internal_medicine_pairs.txt" "$data/huatuo_llama/llama_data.json" \
   "$data/caregpt/test_datasets.jsonl" "$data/medicalgpt/medical_sft_1K_format.jsonl" corpora/unanswerable.jsonl \
   store=store/real prepare.dev_share=0.03 prepare.test_share=0.06
-say train task=dense "${here[@]}" task.global_batch=256 task.epochs=4 task.learning_rate=1e-3 task.options.negatives=0 \
-  task.options.retriever.question_tokens=64 task.options.retriever.passage_tokens=128 task.validate_every_steps=76
+say train task=dense "${here[@]}" hardware.precision=fp32 task.global_batch=1024 task.epochs=8 task.learning_rate=3e-3 task.patience=0 \
+  task.options.retriever.question_tokens=96 task.options.retriever.passage_tokens=192 task.validate_every_steps=19
 say index build "${here[@]}"
 say train task=closed_book "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=1e-3 \
   task.options.source_tokens=64 task.options.answer_tokens=128 task.validate_every_steps=300 task.validate_examples=256

@@ -20,7 +20,18 @@ from medrag.schedule import Room, Sampler, Shares, Task, rate, shares
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {
-    "encoder": {"vocabulary_tokens": 800, "width": 16, "heads": 2, "layers": 1, "feed_forward": 32, "embedding": 16},
+    "encoder": {
+        "vocabulary_unit": "characters",
+        "vocabulary_tokens": 800,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+        "feed_forward": 32,
+        "embedding": 16,
+        "dropout": 0.0,
+        "pooling": "mean",
+        "bag": 0,
+    },
     "generator": {"vocabulary_tokens": 3000, "width": 16, "heads": 2, "head_width": 8, "layers": 1, "feed_forward": 32},
 }
 TINY = [f"model.{part}.{name}={value}" for part, shape in SHAPES.items() for name, value in shape.items()]
