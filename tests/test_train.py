@@ -19,7 +19,7 @@ from medrag.hardware import Hardware
 from medrag.schedule import Room, Sampler, Shares, Task, rate, shares
 
 ROOT = Path(__file__).parent.parent
-SHAPES = {
+SHAPES: dict[str, dict[str, str | int | float]] = {
     "encoder": {
         "vocabulary_unit": "characters",
         "vocabulary_tokens": 800,

@@ -163,7 +163,7 @@ class Index:
         want = min(left, k * self._refine(), most)
         count = math.ceil(want * len(self) / left)
         lists = approximate.lists(near)
-        probes = max(self.probes or usual_probes(lists), math.ceil(2 * count * lists / len(self)) if lists else count)
+        probes = max(self.probes or usual_probes(lists, len(self)), math.ceil(2 * count * lists / len(self)) if lists else count)
         score_BK, row_BK = np.zeros((len(q_BD), k), np.float32), np.zeros((len(q_BD), k), np.int64)
         todo = np.arange(len(q_BD))
         for turn in range(ROUNDS):
