@@ -8,7 +8,7 @@ here=(store=store/demo model=tiny hardware=cpu)
 started=$SECONDS
 say prepare corpora/consultation.jsonl corpora/maternal.jsonl corpora/questions.jsonl corpora/unanswerable.jsonl \
   store=store/demo prepare.titles=true prepare.dev_share=0 prepare.test_share=0
-say train task=dense "${here[@]}" task.global_batch=64 task.epochs=4 task.learning_rate=1e-3 \
+say train task=dense "${here[@]}" task.global_batch=64 task.epochs=8 task.learning_rate=2e-3 \
   task.options.retriever.question_tokens=48 task.options.retriever.passage_tokens=160
 say index build "${here[@]}" index.questions=true
 say train task=closed_book "${here[@]}" task.global_batch=16 task.epochs=5 task.learning_rate=2e-3 \
