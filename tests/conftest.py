@@ -52,6 +52,17 @@ QUESTIONS_AND_ANSWERS = (
 )
 
 
+ASKED = [
+    (0, "孕妇能不能喝咖啡"),
+    (3, "孩子发烧了怎么办"),
+    (3, "发烧三十九度吃什么药"),
+    (13, "血糖高了怎么办"),
+    (2, "怀孕感冒吃药"),
+    (0, "咖啡和茶能喝吗"),
+]
+"""questions after the rows of the passages that answer them, in no order"""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """The corpus, its vocabularies, and builders of models; the same seed gives the same weights."""

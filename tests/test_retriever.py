@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Tiny
+from conftest import ASKED, Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,15 +26,6 @@ from medrag.search import Config, Search
 from medrag.types import Hit, Passage
 
 Vectors = list[torch.Tensor]
-ASKED = [
-    (0, "孕妇能不能喝咖啡"),
-    (3, "孩子发烧了怎么办"),
-    (3, "发烧三十九度吃什么药"),
-    (13, "血糖高了怎么办"),
-    (2, "怀孕感冒吃药"),
-    (0, "咖啡和茶能喝吗"),
-]
-"""questions after the rows of the passages that answer them, in no order"""
 WEIGHTS: list[dict[str, float]] = [
     {"dense": 1.0},
     {"dense": 0.5, "words": 0.0},

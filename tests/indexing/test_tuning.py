@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Tiny
+from conftest import ASKED, Tiny
 
 from medrag import metrics
 from medrag.fusion import SIGNALS
@@ -14,16 +14,6 @@ from medrag.indexing import tuning
 from medrag.retriever import Retriever
 from medrag.search import Search
 from medrag.types import Example
-
-ASKED = [
-    (0, "孕妇能不能喝咖啡"),
-    (3, "孩子发烧了怎么办"),
-    (3, "发烧三十九度吃什么药"),
-    (13, "血糖高了怎么办"),
-    (2, "怀孕感冒吃药"),
-    (0, "咖啡和茶能喝吗"),
-]
-"""questions after the rows of the passages that answer them, in no order"""
 
 
 def mrr(finder: Retriever, examples: list[Example]) -> float:
