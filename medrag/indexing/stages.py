@@ -23,7 +23,7 @@ from medrag.index.vectors import Vectors
 from medrag.indexing import tuning
 from medrag.indexing.steps import Steps
 from medrag.lexical import Lexical
-from medrag.memory import FOLDERS
+from medrag.memory import FOLDERS, LEXICALS
 from medrag.passages import SHARDS, Passages, write_ids, write_shard
 from medrag.retriever import FILE, Retriever
 from medrag.types import Example, Passage
@@ -142,14 +142,14 @@ def made(folder: Path) -> Path:
 def _count(steps: Steps, folder: Path, signal: str, texts: Iterable[str], finder: Retriever, base: Path | None = None) -> None:
     """Append to BM25: shards before these are linked to be read, and only what is new stays in the step."""
     place = FOLDERS[signal]
-    target, empty = made(folder / place), finder.new_lexical(signal)
+    target = made(folder / place)
     if base is not None:
         files.link_tree(base, folder, [f"{place}/{path.name}" for path in (base / place).iterdir()])
     steps.link(folder, f"{place}/")
     linked = list(target.iterdir())
-    counted = Lexical.load(target, empty.segmenter, empty.unit)
+    counted = Lexical.load(target, finder.segmenter, LEXICALS[signal])
     if not linked:
-        counted.synonyms = empty.synonyms
+        counted.synonyms = finder.new_lexical(signal).synonyms
     for path in linked:
         path.unlink()  # before anything is written: a link is the other step's file itself
     counted.add(texts)

@@ -194,6 +194,18 @@ def test_come_and_gone_is_as_if_it_had_been_so(
     files.set_current(store, "index", base.path)
 
 
+def test_an_index_keeps_its_own_synonyms(store: Path, base: Artifact, tiny: Tiny, others: list[Passage], tmp_path: Path) -> None:
+    """The file they came from may be gone, or lie somewhere else, when passages are added."""
+    words = tmp_path / "synonyms.txt"
+    words.write_text("宝宝 婴儿\n", "utf-8")
+    one = indexes.build(store, tiny, synonyms=str(words), lexical=["characters"])
+    words.unlink()
+    two = indexes.add(one, tiny, indexes.write(tmp_path / "new.jsonl", others[:3]))
+    kept = [indexes.finder(tiny, index).lexicals["characters"].synonyms.groups for index in (one, two)]
+    assert kept[0] == kept[1] != []
+    files.set_current(store, "index", base.path)
+
+
 def test_what_is_there_already_is_skipped_and_counted(base: Artifact, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = list(Passages(base.path))
     same = [replace(old[3], id="other"), old[4], replace(old[6], text=old[6].text.replace("，", ",").replace("。", " 。"))]
