@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import faiss
@@ -74,4 +75,4 @@ def parameters(index: faiss.Index, probes: int) -> faiss.SearchParameters | None
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].split("Error: ")[-1]
+    return re.sub(r"^Error in .* at \S+:\d+: ", "", str(error).strip().splitlines()[0]).split("Error: ")[-1]
