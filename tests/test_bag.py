@@ -135,3 +135,16 @@ def test_vocabulary_tells_what_its_tokens_stand_for(tiny: Tiny) -> None:
     assert texts[0] == "" and "孕" in texts
     words = Wordpiece.build_words(tiny.texts() * 2, 500, tiny.segmenter)
     assert any(len(text) > 1 for text in words.texts())
+
+
+def test_bf16_learns_in_the_direction_of_fp32() -> None:
+    """As on CPUs and cards that train in it: the normalised sum is made in fp32 all the same."""
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        made = bag().to(dtype)
+        x_BD = made(torch.tensor([[5, 6, 8, 0], [7, 10, 9, 5]]))
+        assert x_BD.dtype == torch.float32
+        (x_BD * torch.arange(8)).sum().backward()
+        assert made.vector.weight.grad is not None
+        gradients.append(made.vector.weight.grad.float().flatten())
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
