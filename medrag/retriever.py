@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medrag import confidence, metrics
+from medrag import confidence
 from medrag.confidence import FEATURES, Calibrator
 from medrag.encoder import Encoder
 from medrag.encoding import Encoding
@@ -31,7 +31,7 @@ from medrag.lexical import Lexical
 from medrag.memory import LEXICALS, NONE, Floats, Memory, Numbers, Seen
 from medrag.search import Config, Search, check
 from medrag.text import Segmenter, Synonyms
-from medrag.types import Example, Hit, Passage
+from medrag.types import Hit, Passage
 from medrag.vocabulary import Wordpiece
 
 FILE = "retrieval.json"
@@ -235,15 +235,6 @@ class Retriever(nn.Module):
     def confidence(self, question: str, hits: Sequence[Hit]) -> float:
         """Calibrated probability, 0..1, that the best hit answers the question; 0 without a hit."""
         return self.calibrator(self.features(question, hits)) if hits else 0.0
-
-    def mean_reciprocal_rank(self, examples: Sequence[Example], batch_questions: int) -> float:
-        """MRR@10 of the examples' positives; 0 without examples."""
-        ranks = []
-        for start in range(0, len(examples), batch_questions):
-            some = examples[start : start + batch_questions]
-            for example, hits in zip(some, self.retrieve([example.question for example in some], 10), strict=True):
-                ranks.append(metrics.reciprocal_rank([hit.passage.id for hit in hits], example.positives))
-        return float(np.mean(ranks)) if ranks else 0.0
 
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 
