@@ -57,15 +57,9 @@ def fresh(run: Run, data: Corpus) -> Built:
             parts["retriever"] = Retriever(run.task.options.retriever, run.index, wordpiece, question, context, Segmenter(data.dictionary))
             description["shared"] = run.model.encoder.shared
     if getattr(run.task.options, "teacher", ""):
-        teacher = files.current(Path(run.store), "index")
-        trained.check_corpus(teacher, data.artifact, "medrag index build")
-        parents.append(teacher)
-        parts["teacher"] = _fixed_retriever(teacher)
+        parts["teacher"] = _fixed_retriever(run, data, parents)
     if "index" in needs:
-        index = files.current(Path(run.store), "index")
-        trained.check_corpus(index, data.artifact, "medrag index build")
-        parents.append(index)
-        parts["retriever"] = _fixed_retriever(index)
+        parts["retriever"] = _fixed_retriever(run, data, parents)
         description["encoder"] = parts["retriever"].question_encoder.describe()
     if "generator" in needs:
         parts["generator"] = _new_generator(run, data, parents)
@@ -185,8 +179,11 @@ def _check_shape(run: Run, parent: Artifact) -> None:
         raise ValueError(f"{parent.path} has {', '.join(f'{name}={before[name]}' for name in differ)}, so its encoder does not fit {asked}")
 
 
-def _fixed_retriever(index: Artifact) -> Retriever:
-    """The dense method's question encoder over a fixed index; no passage encoder."""
+def _fixed_retriever(run: Run, data: Corpus, parents: list[Artifact]) -> Retriever:
+    """The dense method's question encoder over the newest index, which joins ``parents``; no passage encoder."""
+    index = files.current(Path(run.store), "index")
+    trained.check_corpus(index, data.artifact, "medrag index build")
+    parents.append(index)
     dense = trained.restore(index.parent("dense"), index)
     found = getattr(dense, "retriever", None)
     assert isinstance(found, Retriever)
