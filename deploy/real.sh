@@ -17,6 +17,6 @@ say index build "${here[@]}"
 say train task=closed_book "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=1e-3 \
   task.options.source_tokens=64 task.options.answer_tokens=128 task.validate_every_steps=300 task.validate_examples=256
 say train task=rag_token "${here[@]}" task.global_batch=16 task.epochs=0.12 task.learning_rate=5e-4 task.options.passages=3 \
-  task.options.source_tokens=160 task.options.answer_tokens=96 task.options.search.answer_tokens=96 \
+  task.options.source_tokens=160 task.options.answer_tokens=96 \
   task.validate_every_steps=73 task.validate_examples=96
 say evaluate "${here[@]}" 'evaluate.methods=[dense,closed_book,rag_token]' evaluate.questions=40

@@ -7,13 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from medrag import files, methods, text
+from medrag.generator import decoding
+from medrag.generator.decoding import Decoding
 from medrag.methods import Method
 from medrag.types import Answer
 
@@ -30,6 +32,7 @@ class Config:
     """the trained method whose answer is given"""
     beside: list[str] = field(default_factory=list)
     """other trained methods whose texts ``ask`` shows beside it, for what they are"""
+    decoding: Decoding = field(default_factory=Decoding)
     refuse_below: float = 0.15
     """an answer whose confidence (0..1) is lower is refused; 0 refuses nothing, 1 nearly everything"""
     evidence: int = 3
@@ -42,6 +45,7 @@ class Config:
 
 def check(config: Config) -> None:
     """Raise ValueError where a value is out of range."""
+    decoding.check(config.decoding)
     if not 0 <= config.refuse_below <= 1:
         raise ValueError(f"answer.refuse_below={config.refuse_below}; allowed: 0 (refuse nothing) to 1")
     for name in ("evidence", "batch_questions", "window_rows"):
@@ -97,10 +101,12 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent}: no such folder for the output")
     total = sum(1 for _ in _rows(source))
-    stated = {"input": files.sha256(source), "method": identity, "refuse_below": config.refuse_below, "evidence": config.evidence}
+    stated = {"input": files.sha256(source), "method": identity, "decoding": asdict(config.decoding)} | {
+        name: getattr(config, name) for name in ("refuse_below", "evidence")
+    }
     if partial.exists():
         if not claim.is_file() or json.loads(claim.read_text("utf-8")) != stated:
-            raise ValueError(f"{partial} was begun with another input, method, index or threshold; remove it, or name another output")
+            raise ValueError(f"{partial} was begun with another input, method, index, decoding or threshold; remove it, or name another output")
     else:
         files.write_json(claim, stated)
     done = _whole_rows(partial)

@@ -6,12 +6,12 @@ Shapes: B questions, K passages, L source tokens, D width, T target tokens.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medrag.generator import Generator, Search
+from medrag.generator import Generator
 from medrag.retriever import Retriever
 from medrag.types import Example, Hit
 
@@ -29,7 +29,6 @@ class Config:
     leave_out_own: bool = True
     """train without the example's own passages, which are the very answers to be learned, and those nearly equal to them: a new question
     will not find its answer"""
-    search: Search = field(default_factory=Search)
 
 
 def check(config: Config) -> None:

@@ -37,8 +37,9 @@ class Task:
     """validations without a new best before training stops early; 0 never stops"""
     save_every_minutes: float = 5.0
     """between checkpoints"""
-    warm_start: bool = True
-    """start the generator of a RAG method from the closed_book artifact"""
+    start: str = ""
+    """trained method whose encoder or generator this one starts from: dense from mlm or dense, what writes from span_corruption, closed_book or its
+    like; empty: from model.*.pretrained, or random weights"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,11 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a method says: text, evidence (best first), log-probability (nats, summed) and confidence (0..1, higher is better)."""
+    """What a method says: text, evidence (best first), log-probability (nats, summed over ``tokens``) and confidence (0..1, higher is better)."""
 
     text: str
     hits: tuple[Hit, ...]
     logprob: float
     confidence: float
+    tokens: int = 1
+    """what ``logprob`` is the sum over: the tokens of a text that was written, the end among them; 1 where a passage is quoted"""

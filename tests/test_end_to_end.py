@@ -14,7 +14,8 @@ from test_train import DENSE, ROOT, TINY, medrag
 
 from medrag.__main__ import main
 
-LENGTHS = ["task.options.source_tokens=24", "task.options.answer_tokens=24", "task.options.search.answer_tokens=6", "task.options.search.beams=2"]
+LENGTHS = ["task.options.source_tokens=24", "task.options.answer_tokens=24"]
+BRIEF = ["answer.decoding.answer_tokens=6", "answer.decoding.beams=2"]
 FAST = ["task.global_batch=16", "task.epochs=1", "task.learning_rate=1e-3"]
 
 
@@ -45,7 +46,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluate_writes_a_table_json_and_a_page(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [f"store={store}", "evaluate.methods=[dense,closed_book,rag_token,rag_sequence]", "evaluate.questions=6", "evaluate.resamples=50"]
+    settings = [
+        f"store={store}",
+        "evaluate.methods=[dense,closed_book,rag_token,rag_sequence]",
+        "evaluate.questions=6",
+        "evaluate.resamples=50",
+        *BRIEF,
+    ]
     assert main(["evaluate", *settings]) == 0
     first = capsys.readouterr().out
     assert "recall@10" in first and "rag_sequence, open pool" in first and "tok:zh" in first
@@ -75,7 +82,7 @@ def test_evaluate_writes_a_table_json_and_a_page(store: Path, capsys: pytest.Cap
 
 
 def test_ask_shows_evidence_confidence_and_who_wrote_it(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", "answer.beside=[rag_token,closed_book]", "answer.refuse_below=0"]) == 0
+    assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", *BRIEF, "answer.beside=[rag_token,closed_book]", "answer.refuse_below=0"]) == 0
     out = capsys.readouterr().out
     assert "consultation-" in out and "置信度" in out and "方法 dense" in out and "rag_token" in out and "AI 生成，仅供参考" in out
     assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", "answer.refuse_below=1"]) == 0
@@ -86,7 +93,7 @@ def test_ask_shows_evidence_confidence_and_who_wrote_it(store: Path, capsys: pyt
 def test_infer_answers_every_row(store: Path, tmp_path: Path, method: str) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"question": f"胸口疼了{n}天怎么办"}, ensure_ascii=False) + "\n" for n in range(1, 6)) + "{\n", "utf-8")
-    assert main(["infer", str(source), str(target), f"store={store}", f"answer.method={method}", "answer.refuse_below=0"]) == 0
+    assert main(["infer", str(source), str(target), f"store={store}", f"answer.method={method}", *BRIEF, "answer.refuse_below=0"]) == 0
     rows = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
     assert len(rows) == 6 and "error" in rows[-1]
     assert all(row["method"] == method and 0 <= row["confidence"] <= 1 for row in rows[:-1])
@@ -109,9 +116,9 @@ def test_verify_and_stale_or_altered_artifacts(store: Path, tmp_path: Path, caps
     assert main(["ask", "头疼怎么办", f"store={copied}"]) == 2
     stale = capsys.readouterr().err
     assert "stale" in stale and "medrag index build" in stale and stale.count("\n") == 1
-    assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token"]) == 0
+    assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token", *BRIEF]) == 0
     shutil.rmtree(next(copied.glob("dense/v000001-*")))
-    assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token"]) == 2
+    assert main(["ask", "头疼怎么办", f"store={copied}", "answer.method=rag_token", *BRIEF]) == 2
 
 
 def test_passages_come_and_go_without_building_anew(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +130,7 @@ def test_passages_come_and_go_without_building_anew(store: Path, tmp_path: Path,
 
     def asked(method: str) -> str:
         capsys.readouterr()
-        assert main(["ask", "紫斑狼尾草过敏能吃酸枣糕吗？", f"store={copied}", f"answer.method={method}", "answer.refuse_below=0"]) == 0
+        assert main(["ask", "紫斑狼尾草过敏能吃酸枣糕吗？", f"store={copied}", f"answer.method={method}", *BRIEF, "answer.refuse_below=0"]) == 0
         return capsys.readouterr().out
 
     assert "leaflet-1" not in asked("dense") + asked("rag_token")

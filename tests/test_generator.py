@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import MT5Config, MT5ForConditionalGeneration
 
 from medrag import generator
-from medrag.generator import Generator, Hypothesis, Search, Step, beam_search
+from medrag.generator import Generator
+from medrag.generator.decoding import Decoding, Hypothesis, Step, beam_search
 from medrag.vocabulary import EXTRA_IDS, Sentencepiece
 
 CPU = torch.device("cpu")
@@ -193,8 +194,8 @@ def test_enough_beams_equal_enumeration(tiny: Tiny, power: float) -> None:
     tables = [table(seed, length, end) for seed in (1, 2)]
     expected = [every_hypothesis(known, length, end, power) for known in tables]
     assert len(expected[0]) == 1 + 3 + 9 + 27
-    search = Search(beams=40, answer_tokens=length, length_power=power, no_repeat_tokens=0)
-    found = beam_search(stepper(tables, tiny.sentencepiece.size), 2, tiny.sentencepiece, search, CPU)
+    decoding = Decoding(beams=40, answer_tokens=length, length_power=power, no_repeat_tokens=0)
+    found = beam_search(stepper(tables, tiny.sentencepiece.size), 2, tiny.sentencepiece, decoding, CPU)
     for ours, theirs in zip(found, expected, strict=True):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.finished for h in ours] == [h.finished for h in theirs]
@@ -209,8 +210,8 @@ def test_few_beams_give_true_hypotheses_best_first(tiny: Tiny, power: float) -> 
     for seed in range(8):
         known = table(seed, length, end)
         expected = {h.tokens: h for h in every_hypothesis(known, length, end, power)}
-        search = Search(beams=3, answer_tokens=length, length_power=power, no_repeat_tokens=0)
-        (found,) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, search, CPU)
+        decoding = Decoding(beams=3, answer_tokens=length, length_power=power, no_repeat_tokens=0)
+        (found,) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
         assert 1 <= len(found) <= 3
         assert len({h.tokens for h in found}) == len(found)
         assert [h.rank for h in found] == sorted((h.rank for h in found), reverse=True)
@@ -222,9 +223,9 @@ def test_few_beams_give_true_hypotheses_best_first(tiny: Tiny, power: float) -> 
 def test_rows_do_not_disturb_each_other(tiny: Tiny) -> None:
     end = tiny.sentencepiece.end
     tables = [table(seed, 4, end) for seed in range(5)]
-    search = Search(beams=2, answer_tokens=4, no_repeat_tokens=0)
-    together = beam_search(stepper(tables, tiny.sentencepiece.size), 5, tiny.sentencepiece, search, CPU)
-    alone = [beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, search, CPU)[0] for known in tables]
+    decoding = Decoding(beams=2, answer_tokens=4, no_repeat_tokens=0)
+    together = beam_search(stepper(tables, tiny.sentencepiece.size), 5, tiny.sentencepiece, decoding, CPU)
+    alone = [beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)[0] for known in tables]
     assert together == alone
 
 
@@ -242,8 +243,8 @@ def test_one_beam_is_greedy(tiny: Tiny) -> None:
             if token == end:
                 break
             text = (*text, token)
-        search = Search(beams=1, answer_tokens=length, length_power=0.0, no_repeat_tokens=0)
-        ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, search, CPU)
+        decoding = Decoding(beams=1, answer_tokens=length, length_power=0.0, no_repeat_tokens=0)
+        ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
         assert found.tokens == text
         assert found.logprob == pytest.approx(logprob, abs=1e-4)
         assert found.finished == (len(text) < length)
@@ -256,8 +257,8 @@ def test_a_search_goes_on_while_a_longer_text_can_still_win(tiny: Tiny, power: f
     """The end is likeliest at once, but per token a dear first letter is made up for by the cheap ones after it."""
     end = tiny.sentencepiece.end
     known: Table = {(): {end: -1.0, 400: -1.5}, (400,): {401: -0.01, end: -5.0}, (400, 401): {402: -0.01, end: -5.0}, (400, 401, 402): {end: -0.01}}
-    search = Search(beams=1, answer_tokens=4, length_power=power, no_repeat_tokens=0)
-    ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, search, CPU)
+    decoding = Decoding(beams=1, answer_tokens=4, length_power=power, no_repeat_tokens=0)
+    ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
     assert found.tokens == expected and found.finished
 
 
@@ -277,8 +278,8 @@ def generator_step(made: Generator, ids_NL: Tensor, mask_NL: Tensor, beams: int)
 def test_one_beam_of_a_generator_equals_transformers_greedy(tiny: Tiny) -> None:
     made = tiny.generator()
     ids_NL, mask_NL = tiny.sentencepiece.batch(tiny.questions[:4], 32)
-    search = Search(beams=1, answer_tokens=6, length_power=0.0, no_repeat_tokens=0)
-    found = beam_search(generator_step(made, ids_NL, mask_NL, 1), 4, tiny.sentencepiece, search, CPU)
+    decoding = Decoding(beams=1, answer_tokens=6, length_power=0.0, no_repeat_tokens=0)
+    found = beam_search(generator_step(made, ids_NL, mask_NL, 1), 4, tiny.sentencepiece, decoding, CPU)
     banned = [tiny.sentencepiece.pad, tiny.sentencepiece.unknown, *tiny.sentencepiece.sentinels]
     theirs = made.mt5.generate(
         input_ids=ids_NL, attention_mask=mask_NL.long(), do_sample=False, num_beams=1, max_new_tokens=6, suppress_tokens=banned
@@ -295,7 +296,7 @@ def test_the_logprob_of_a_hypothesis_is_what_decode_says(tiny: Tiny, beams: int)
     made = tiny.generator()
     made.mt5.lm_head.weight[tiny.sentencepiece.end] *= 3
     ids_NL, mask_NL = tiny.sentencepiece.batch(tiny.questions[:6], 32)
-    found = beam_search(generator_step(made, ids_NL, mask_NL, beams), 6, tiny.sentencepiece, Search(beams=beams, answer_tokens=5), CPU)
+    found = beam_search(generator_step(made, ids_NL, mask_NL, beams), 6, tiny.sentencepiece, Decoding(beams=beams, answer_tokens=5), CPU)
     state_NLD = made.encode(ids_NL, mask_NL)
     kinds = set()
     for row, hypotheses in enumerate(found):
@@ -318,8 +319,8 @@ def test_no_run_appears_twice(tiny: Tiny, size: int, expected: tuple[int, ...]) 
             logp_RBV[..., token] = logp
         return logp_RBV
 
-    search = Search(beams=1, answer_tokens=6, length_power=0.0, no_repeat_tokens=size)
-    ((found,),) = beam_search(step, 1, tiny.sentencepiece, search, CPU)
+    decoding = Decoding(beams=1, answer_tokens=6, length_power=0.0, no_repeat_tokens=size)
+    ((found,),) = beam_search(step, 1, tiny.sentencepiece, decoding, CPU)
     if size:
         runs = [found.tokens[i : i + size] for i in range(len(found.tokens) - size + 1)]
         assert len(set(runs)) == len(runs)
@@ -336,7 +337,7 @@ def test_impossible_tokens_never_appear(tiny: Tiny) -> None:
         logp_RBV[..., banned] = -0.1
         return logp_RBV
 
-    (found,) = beam_search(step, 1, tiny.sentencepiece, Search(beams=3, answer_tokens=4), CPU)
+    (found,) = beam_search(step, 1, tiny.sentencepiece, Decoding(beams=3, answer_tokens=4), CPU)
     assert not {token for hypothesis in found for token in hypothesis.tokens} & set(banned)
 
 
@@ -345,8 +346,8 @@ def test_hypotheses_at_the_limit_are_unfinished(tiny: Tiny) -> None:
     known = table(3, 5, end)
     for row in known.values():
         row[end] = -50.0
-    search = Search(beams=2, answer_tokens=5, no_repeat_tokens=0)
-    (found,) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, search, CPU)
+    decoding = Decoding(beams=2, answer_tokens=5, no_repeat_tokens=0)
+    (found,) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
     assert [hypothesis.finished for hypothesis in found] == [False, False]
     for hypothesis in found:
         assert len(hypothesis.tokens) == 5

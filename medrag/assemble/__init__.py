@@ -44,6 +44,7 @@ def fresh(run: Run, data: Corpus) -> Built:
     """The run's method before training: encoders and generators from pretrained folders, parents' weights or random ones."""
     module = methods.load(run.task.method)
     needs = _needs(module)
+    _check_start(run)
     torch.manual_seed(run.seed)
     parents = [data.artifact]
     description: dict[str, Any] = {"method": run.task.method, "options": asdict(run.task.options)}
@@ -81,12 +82,13 @@ def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
     hardware.check(run.hardware)
     schedule.shares(run.task, run.hardware, _class(run).whole_batch)
+    _check_start(run)
     if run.hardware.device == "cuda" and torch.cuda.device_count() < run.hardware.devices:
         raise ValueError(
             f"hardware.devices={run.hardware.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here; `medrag doctor` shows what fits"
         )
     from_index = "index" in _class(run).needs or bool(getattr(run.task.options, "teacher", ""))
-    for kind in filter(None, ["corpus", "index" if from_index else "", getattr(run.task.options, "start", "")]):
+    for kind in filter(None, ["corpus", "index" if from_index else "", run.task.start]):
         files.current(Path(run.store), kind)
 
 
@@ -134,10 +136,19 @@ def train_method(run: Run) -> Artifact | None:
     return files.current(store, run.task.method) if first else None
 
 
+def _check_start(run: Run) -> None:
+    """Raise ValueError where the method could not start from another's weights, or not from that one's."""
+    own = _class(run).needs
+    wanted = {"generator"} if "generator" in own else {"encoder", "context_encoder"}
+    allowed = [name for name in methods.names() if methods.the_class(methods.load(name)).needs & wanted]
+    if run.task.start and run.task.start not in allowed:
+        raise ValueError(f"task.start={run.task.start!r}; allowed for {run.task.method}: nothing, {', '.join(allowed)}")
+
+
 def _new_encoders(run: Run, data: Corpus, parents: list[Artifact]) -> tuple[Wordpiece, Encoder, Encoder]:
-    """A vocabulary, and encoders of questions and of passages (the same one where they are shared): new, or where ``options.start`` left them."""
+    """A vocabulary, and encoders of questions and of passages (the same one where they are shared): new, or where ``task.start`` left them."""
     shared = run.model.encoder.shared
-    if not (start := getattr(run.task.options, "start", "")):
+    if not (start := run.task.start):
         made = _vocabulary(run, data, "wordpiece", lambda: encoder.build_vocabulary(run.model.encoder, data.texts(), Segmenter(data.dictionary)))
         parents.append(made)
         wordpiece = Wordpiece.load(made.path)
@@ -194,10 +205,10 @@ def _fixed_retriever(run: Run, data: Corpus, parents: list[Artifact]) -> Retriev
 
 
 def _new_generator(run: Run, data: Corpus, parents: list[Artifact]) -> Generator:
-    """The closed_book method's generator for a warm start, else a new one; what it came from joins ``parents``."""
-    if run.task.warm_start and "index" in _needs(methods.load(run.task.method)):
-        artifact = files.current(Path(run.store), "closed_book")
-        trained.check_corpus(artifact, data.artifact, "medrag train task=closed_book", "or say task.warm_start=false")
+    """The generator of the method that ``task.start`` names, else a new one; what it came from joins ``parents``."""
+    if run.task.start:
+        artifact = files.current(Path(run.store), run.task.start)
+        trained.check_corpus(artifact, data.artifact, f"medrag train task={run.task.start}", "or say task.start=''")
         parents.append(artifact)
         warm = getattr(trained.restore(artifact, None), "generator", None)
         assert isinstance(warm, Generator)

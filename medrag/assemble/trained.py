@@ -52,7 +52,9 @@ def load(run: Run, name: str) -> Method:
 
 def live(run: Run, artifact: Artifact, index: Artifact | None) -> Method:
     """A trained method on the run's device, in evaluation mode."""
-    return restore(artifact, index).to(device(run)).eval()
+    method = restore(artifact, index).to(device(run)).eval()
+    method.decoding = run.answer.decoding
+    return method
 
 
 def newest(store: Path, name: str) -> tuple[Artifact, Artifact | None]:

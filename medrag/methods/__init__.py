@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from medrag.encoder import Encoder
 from medrag.generator import Generator
+from medrag.generator.decoding import Decoding
 from medrag.retriever import Retriever
 from medrag.schedule import Room
 from medrag.types import Answer, Example, Passage
@@ -74,6 +75,8 @@ class Method(nn.Module, ABC):
     """of ``encoder`` (one, without a retriever), ``context_encoder``, ``index`` and ``generator``"""
     whole_batch: ClassVar[bool] = False
     """the loss is over the joined batch of all devices, so that gradient accumulation would change it"""
+    decoding: Decoding = Decoding()
+    """how answers are written; not part of what is trained"""
     room: Room = Room()
     """what a forward pass may hold activations of at once, for methods with ``whole_batch``"""
 

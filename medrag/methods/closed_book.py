@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from medrag import reader
-from medrag.generator import Generator, Search
+from medrag.generator import Generator
 from medrag.methods import Batch, Method, Parts
 from medrag.types import Answer, Example, Passage
 
@@ -27,7 +27,6 @@ class Config:
     """longest question"""
     answer_tokens: int = 256
     """longest answer learned from"""
-    search: Search = field(default_factory=Search)
 
 
 @final
@@ -64,10 +63,11 @@ class ClosedBook(Method):
         device = next(self.parameters()).device
         source_BL, mask_BL = (tensor.to(device) for tensor in self.generator.sentencepiece.batch(questions, self.config.source_tokens))
         answers = []
-        for row in self.generator.search(self.generator.encode(source_BL, mask_BL), mask_BL, self.config.search):
+        for row in self.generator.search(self.generator.encode(source_BL, mask_BL), mask_BL, self.decoding):
             best = row[0]
-            confidence = math.exp(best.logprob / (len(best.tokens) + best.finished))
-            answers.append(Answer(self.generator.sentencepiece.decode(best.tokens), (), best.logprob, confidence))
+            tokens = len(best.tokens) + best.finished
+            text = self.generator.sentencepiece.decode(best.tokens)
+            answers.append(Answer(text, (), best.logprob, math.exp(best.logprob / tokens), tokens))
         return answers
 
 

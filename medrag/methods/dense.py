@@ -24,7 +24,6 @@ from medrag.mining import Mined
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Passage
 
-STARTS = ("", "mlm", "dense")
 TEACHERS = ("", "index")
 
 
@@ -32,8 +31,6 @@ TEACHERS = ("", "index")
 class Config:
     """How the retriever learns."""
 
-    start: str = ""
-    """mlm or dense: the newest artifact of that kind gives the encoders' first weights; empty: those of model.encoder"""
     negatives: int = 1
     """hard negatives beside each positive"""
     mask_duplicates: bool = True
@@ -48,6 +45,8 @@ class Config:
     """what the teacher's scores are divided by"""
     mine_every_epochs: float = 0.0
     """how often the model in training looks for new hard negatives; 0: never"""
+    mine_first: bool = False
+    """whether it looks for them before the first step as well: for a model that starts trained (task.start=dense)"""
     mine_depth: int = 100
     """candidates looked at for each question"""
     mine_margin: float = 0.95
@@ -169,7 +168,7 @@ class Dense(Method):
         teacher = self._teacher[0] if number == 0 or self.config.distillation else None
         if self.config.teacher and teacher is None and (number == 0 or self.config.distillation):
             raise ValueError(f"task.options.teacher={self.config.teacher}, but the method was made without one")
-        if number == 0 and teacher is None and not (every and self.config.start == "dense"):
+        if number == 0 and teacher is None and not (every and self.config.mine_first):
             return
         if teacher is not None:
             teacher.to(self.retriever.device).eval()
@@ -225,9 +224,8 @@ class Dense(Method):
 
 def build(config: Config, parts: Parts) -> Dense:
     """Raises ValueError where the options are out of range."""
-    for name, value, allowed in (("start", config.start, STARTS), ("teacher", config.teacher, TEACHERS)):
-        if value not in allowed:
-            raise ValueError(f"task.options.{name}={value!r}; allowed: {', '.join(word or 'nothing' for word in allowed)}")
+    if config.teacher not in TEACHERS:
+        raise ValueError(f"task.options.teacher={config.teacher!r}; allowed: {', '.join(word or 'nothing' for word in TEACHERS)}")
     for name, number, least in (
         ("negatives", config.negatives, 0),
         ("symmetric", config.symmetric, 0),

@@ -15,22 +15,18 @@ import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator, Hypothesis
+from medrag.generator import Generator
+from medrag.generator.decoding import Hypothesis
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Passage
 from medrag.vocabulary import pad_rows
 
-DECODINGS = ("thorough", "fast")
-
 
 @dataclass
 class Config(reader.Config):
-    """How passages are read and answers written."""
-
-    decoding: str = "thorough"
-    """thorough: every hypothesis is scored under every passage; fast: only under the passages whose beam found it"""
+    """How passages are read: nothing beyond what all such methods have."""
 
 
 @final
@@ -64,11 +60,11 @@ class RagSequence(Method):
         if not questions:
             return []
         reading = reader.read(self.retriever, self.generator, questions, self.config)
-        beams_N = self.generator.search(reading.state_NLD, reading.mask_NL, self.config.search)
+        beams_N = self.generator.search(reading.state_NLD, reading.mask_NL, self.decoding)
         answers = []
         for b, question in enumerate(questions):
             rows = slice(b * reading.passages, (b + 1) * reading.passages)
-            scored = self._thorough(reading, b, beams_N[rows]) if self.config.decoding == "thorough" else self._fast(reading, b, beams_N[rows])
+            scored = self._thorough(reading, b, beams_N[rows]) if self.decoding.rag_sequence == "thorough" else self._fast(reading, b, beams_N[rows])
             tokens, logprob = max(scored.items(), key=lambda item: item[1])
             text = self.generator.sentencepiece.decode(tokens)
             hits = reading.hits[b]
@@ -98,9 +94,7 @@ class RagSequence(Method):
 
 
 def build(config: Config, parts: Parts) -> RagSequence:
-    """Raises ValueError where an option is out of range."""
-    if config.decoding not in DECODINGS:
-        raise ValueError(f"task.options.decoding={config.decoding!r}; allowed: {', '.join(DECODINGS)}")
+    """Raises ValueError where no passage would be read."""
     reader.check(config)
     return RagSequence(config, parts.need_retriever(), parts.need_generator())
 

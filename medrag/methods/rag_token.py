@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator, beam_search
+from medrag.generator import Generator
+from medrag.generator.decoding import beam_search
 from medrag.methods import Batch, Method, Parts
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Passage
@@ -22,7 +23,7 @@ from medrag.types import Answer, Example, Passage
 
 @dataclass
 class Config(reader.Config):
-    """How passages are read and answers written: nothing beyond what all such methods have."""
+    """How passages are read: nothing beyond what all such methods have."""
 
 
 @final
@@ -57,7 +58,7 @@ class RagToken(Method):
         if not questions:
             return []
         reading = reader.read(self.retriever, self.generator, questions, self.config)
-        rows, beams, passages = len(questions), self.config.search.beams, reading.passages
+        rows, beams, passages = len(questions), self.decoding.beams, reading.passages
         stepper = self.generator.stepper(_spread(reading.state_NLD, rows, beams), _spread(reading.mask_NL, rows, beams))
         device = reading.state_NLD.device
         base_R1 = torch.arange(rows, device=device).unsqueeze(1) * beams
@@ -70,12 +71,12 @@ class RagToken(Method):
             logp_RBKV = stepper.step(token_RB.flatten().repeat_interleave(passages)).view(rows, beams, passages, -1)
             return torch.logsumexp(reading.prior_BK[:, None, :, None] + logp_RBKV, dim=2)
 
-        found = beam_search(step, rows, self.generator.sentencepiece, self.config.search, device)
+        found = beam_search(step, rows, self.generator.sentencepiece, self.decoding, device)
         answers = []
         for question, hits, hypotheses in zip(questions, reading.hits, found, strict=True):
             best = hypotheses[0]
             text = self.generator.sentencepiece.decode(best.tokens)
-            answers.append(Answer(text, tuple(hits), best.logprob, self.retriever.confidence(question, hits)))
+            answers.append(Answer(text, tuple(hits), best.logprob, self.retriever.confidence(question, hits), len(best.tokens) + best.finished))
         return answers
 
 

@@ -8,23 +8,25 @@ import pytest
 import torch
 from conftest import Tiny
 
-from medrag.generator import Hypothesis, Search, Step, beam_search
+from medrag.generator.decoding import Decoding, Hypothesis, Step, beam_search
 from medrag.methods import Batch
 from medrag.methods.closed_book import ClosedBook, Config
 from medrag.types import Example
 from medrag.vocabulary import Sentencepiece
 
 
-def make(tiny: Tiny, search: Search) -> ClosedBook:
+def make(tiny: Tiny, decoding: Decoding) -> ClosedBook:
     """The end is made likely enough that some answers reach it and some do not."""
     generator = tiny.generator()
     with torch.no_grad():
         generator.mt5.lm_head.weight[tiny.sentencepiece.end] *= 4
-    return ClosedBook(Config(source_tokens=32, answer_tokens=16, search=search), generator)
+    method = ClosedBook(Config(source_tokens=32, answer_tokens=16), generator)
+    method.decoding = decoding
+    return method
 
 
 def test_forward_equals_transformers(tiny: Tiny) -> None:
-    method = make(tiny, Search())
+    method = make(tiny, Decoding())
     batch = method.collate(tiny.examples[:4])
     target_BT = batch.tensors["target_BT"]
     whole = method.generator.mt5(
@@ -40,12 +42,12 @@ def test_the_logprob_of_an_answer_is_minus_its_loss(tiny: Tiny, beams: int, monk
     """For every hypothesis, also after the beams have changed places; confidence is the probability per token, the end included."""
     found: list[list[list[Hypothesis]]] = []
 
-    def watching(step: Step, rows: int, sentencepiece: Sentencepiece, search: Search, device: torch.device) -> list[list[Hypothesis]]:
-        found.append(beam_search(step, rows, sentencepiece, search, device))
+    def watching(step: Step, rows: int, sentencepiece: Sentencepiece, decoding: Decoding, device: torch.device) -> list[list[Hypothesis]]:
+        found.append(beam_search(step, rows, sentencepiece, decoding, device))
         return found[-1]
 
     monkeypatch.setattr("medrag.generator.beam_search", watching)
-    method = make(tiny, Search(beams=beams, answer_tokens=5))
+    method = make(tiny, Decoding(beams=beams, answer_tokens=5))
     questions = tiny.questions[:10]
     answers = method.answer(questions)
     lengths = set()

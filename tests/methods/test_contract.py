@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medrag import methods, search
-from medrag.generator import Search
+from medrag.generator.decoding import Decoding
 from medrag.methods import Method, Parts
 from medrag.types import Answer, Example, Hit
 
@@ -25,7 +25,6 @@ SMALL = {
     "source_tokens": 48,
     "tokens": 48,
     "answer_tokens": 16,
-    "search": Search(beams=2, answer_tokens=5),
     "retriever": search.Config(question_tokens=32, passage_tokens=48),
 }
 
@@ -55,6 +54,7 @@ def make(name: str, tiny: Tiny) -> Method:
         parts = dataclasses.replace(parts, encoder=tiny.encoder(), wordpiece=tiny.wordpiece)
     method = module.build(small(module), parts)
     assert isinstance(method, Method)
+    method.decoding = Decoding(beams=2, answer_tokens=5)
     method.index(tiny.passages)
     if finder is not None and "context_encoder" not in needs:
         finder.context_encoder = None

@@ -284,7 +284,6 @@ def test_training_finds_the_right_passages(tiny: Tiny) -> None:
         ({"symmetric": -0.5}, "symmetric=-0.5; it must be 0 or more"),
         ({"mine_margin": 1.5}, "mine_margin=1.5; it must be 0 to 1"),
         ({"mine_depth": 0}, "mine_depth=0; it must be 1 or more"),
-        ({"start": "bert"}, "start='bert'; allowed: nothing, mlm, dense"),
         ({"teacher": "gpt"}, "teacher='gpt'; allowed: nothing, index"),
         ({"teacher_temperature": 0.0}, "teacher_temperature=0.0; it must be above 0"),
         ({"distillation": 1.0}, "distillation=1.0 needs task.options.teacher=index"),

@@ -266,7 +266,7 @@ def test_a_saved_model_is_the_loaded_one(store: Path) -> None:
 @pytest.mark.parametrize("shared", ["true", "false"])
 def test_dense_starts_with_exactly_its_encoder_and_its_vocabulary(store: Path, shared: str) -> None:
     settings = [f"store={store}", *FINDS, f"model.encoder.shared={shared}"]
-    run = config.compose([*settings, "task.options.start=mlm", "model.encoder.pooling=cls", "model.encoder.dropout=0.3"])
+    run = config.compose([*settings, "task.start=mlm", "model.encoder.pooling=cls", "model.encoder.dropout=0.3"])
     built, question, context = encoders(run)
     parent = files.current(store, "mlm")
     kept = getattr(trained.restore(parent, None), "encoder", None)
@@ -284,7 +284,7 @@ def test_dense_starts_with_exactly_its_encoder_and_its_vocabulary(store: Path, s
 
 
 def test_another_start_is_another_key(store: Path) -> None:
-    run = config.compose([f"store={store}", *FINDS, "task.options.start=mlm"])
+    run = config.compose([f"store={store}", *FINDS, "task.start=mlm"])
     one = assemble.fresh(run, assemble.corpus(run))
     other = dataclasses.replace(
         one, parents=[dataclasses.replace(a, manifest=a.manifest | {"hash": "0" * 64}) if a.kind == "mlm" else a for a in one.parents]
@@ -300,12 +300,12 @@ def test_another_start_is_another_key(store: Path) -> None:
             ["model.encoder.layers=2", "model.encoder.vocabulary_unit=words"],
             r"vocabulary_unit=characters, layers=1, so .*unit=words, model\.encoder\.layers=2",
         ),
-        (["task.options.start=dense"], r"holds no dense yet"),
-        (["task.options.start=magic"], r"holds no magic yet"),
+        (["task.start=dense"], r"holds no dense yet"),
+        (["task.start=closed_book"], r"task.start='closed_book'; allowed for dense: nothing, dense, mlm"),
     ],
 )
 def test_what_does_not_fit_is_refused(store: Path, changed: list[str], words: str) -> None:
-    run = config.compose([f"store={store}", *FINDS, "task.options.start=mlm", *changed])
+    run = config.compose([f"store={store}", *FINDS, "task.start=mlm", *changed])
     with pytest.raises(ValueError, match=words):
         assemble.fresh(run, assemble.corpus(run))
 
@@ -317,7 +317,7 @@ def test_dense_starts_from_dense_and_a_stale_start_is_refused(store: Path, tmp_p
             (copied / path.relative_to(store)).parent.mkdir(parents=True, exist_ok=True)
             (copied / path.relative_to(store)).write_bytes(path.read_bytes())
     first = publish(copied, [*FINDS, "model.encoder.shared=false", "seed=5"])
-    built, question, context = encoders(config.compose([f"store={copied}", *FINDS, "model.encoder.shared=false", "task.options.start=dense"]))
+    built, question, context = encoders(config.compose([f"store={copied}", *FINDS, "model.encoder.shared=false", "task.start=dense"]))
     kept = getattr(trained.restore(first, None), "retriever", None)
     assert isinstance(kept, Retriever) and kept.context_encoder is not None
     assert same(question, kept.question_encoder) and same(context, kept.context_encoder)
@@ -326,13 +326,13 @@ def test_dense_starts_from_dense_and_a_stale_start_is_refused(store: Path, tmp_p
     (tmp_path / "other.jsonl").write_text("\n".join(lines), "utf-8")
     assert main(["prepare", str(tmp_path / "other.jsonl"), f"store={copied}"]) == 0
     with pytest.raises(ValueError, match=r"is stale: it was made from another corpus .*run `medrag train task=mlm`"):
-        encoders(config.compose([f"store={copied}", *FINDS, "task.options.start=mlm"]))
+        encoders(config.compose([f"store={copied}", *FINDS, "task.start=mlm"]))
 
 
 def test_from_bare_texts_to_a_retriever_through_the_commands(store: Path) -> None:
     """Pretraining lowers the loss, contrastive training starts from it, and both leave a log and a picture beside their weights."""
     fast = [f"store={store}", "task.learning_rate=5e-3"]
-    for settings in ([*READS, *fast, "task.epochs=1", "task.validate_every_steps=10"], [*FINDS, *fast, "task.epochs=0.6", "task.options.start=mlm"]):
+    for settings in ([*READS, *fast, "task.epochs=1", "task.validate_every_steps=10"], [*FINDS, *fast, "task.epochs=0.6", "task.start=mlm"]):
         done = medrag("train", *settings)
         assert done.returncode == 0, done.stderr
         assert "training.png" in done.stdout

@@ -17,7 +17,8 @@ from transformers import RagConfig, RagSequenceForGeneration, RagTokenForGenerat
 
 from medrag import generator as writing
 from medrag import losses, reader
-from medrag.generator import Generator, Hypothesis, Search, Step, beam_search, untie
+from medrag.generator import Generator, untie
+from medrag.generator.decoding import RAG_SEQUENCE, Decoding, Hypothesis, Step, beam_search
 from medrag.methods import Batch, Method, Parts, rag_sequence, rag_token
 from medrag.methods.rag_sequence import RagSequence
 from medrag.methods.rag_token import RagToken
@@ -25,17 +26,23 @@ from medrag.types import Example
 from medrag.vocabulary import Sentencepiece
 
 K, SOURCE_TOKENS = 3, 40
-SEARCH = Search(beams=3, answer_tokens=5)
+DECODING = Decoding(beams=3, answer_tokens=5)
 
 
-def token(tiny: Tiny, passages: int = K, leave_out_own: bool = True, search: Search = SEARCH, generator: Generator | None = None) -> RagToken:
-    config = rag_token.Config(passages, SOURCE_TOKENS, 16, leave_out_own, search)
-    return RagToken(config, tiny.retriever(fixed=True), generator or tiny.generator())
+def token(tiny: Tiny, passages: int = K, leave_out_own: bool = True, decoding: Decoding = DECODING, generator: Generator | None = None) -> RagToken:
+    config = rag_token.Config(passages, SOURCE_TOKENS, 16, leave_out_own)
+    method = RagToken(config, tiny.retriever(fixed=True), generator or tiny.generator())
+    method.decoding = decoding
+    return method
 
 
-def sequence(tiny: Tiny, passages: int = K, leave_out_own: bool = True, search: Search = SEARCH, generator: Generator | None = None) -> RagSequence:
-    config = rag_sequence.Config(passages, SOURCE_TOKENS, 16, leave_out_own, search, "thorough")
-    return RagSequence(config, tiny.retriever(fixed=True), generator or tiny.generator())
+def sequence(
+    tiny: Tiny, passages: int = K, leave_out_own: bool = True, decoding: Decoding = DECODING, generator: Generator | None = None
+) -> RagSequence:
+    config = rag_sequence.Config(passages, SOURCE_TOKENS, 16, leave_out_own)
+    method = RagSequence(config, tiny.retriever(fixed=True), generator or tiny.generator())
+    method.decoding = decoding
+    return method
 
 
 def nats(method: Method, batch: Batch) -> float:
@@ -166,7 +173,7 @@ def test_what_is_nearly_equal_to_the_own_passage_is_left_out_too(tiny: Tiny) -> 
     twin = dataclasses.replace(tiny.passages[4], id="twin", group="g")
     finder.remember([*tiny.passages[:4], dataclasses.replace(tiny.passages[4], group="g"), *tiny.passages[5:], twin])
     example = dataclasses.replace(tiny.examples[0], positives=("p4",))
-    config = rag_token.Config(30, SOURCE_TOKENS, 16, True, SEARCH)
+    config = rag_token.Config(30, SOURCE_TOKENS, 16, True)
     learned = reader.study(finder, tiny.generator(), [example], config)
     assert {hit.passage.id for hit in learned.hits[0]} == {passage.id for passage in tiny.passages} - {"p4"}
     config = dataclasses.replace(config, passages=31)
@@ -234,13 +241,13 @@ def test_nothing_left_to_read_is_said(tiny: Tiny, make: Any) -> None:
 def watched(monkeypatch: pytest.MonkeyPatch, module: Any, sums: list[Tensor], found: list[list[list[Hypothesis]]]) -> None:
     """Keep every step's total probability and every search's result."""
 
-    def watching(step: Step, rows: int, sentencepiece: Sentencepiece, search: Search, device: torch.device) -> list[list[Hypothesis]]:
+    def watching(step: Step, rows: int, sentencepiece: Sentencepiece, decoding: Decoding, device: torch.device) -> list[list[Hypothesis]]:
         def looked_at(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
             logp_RBV = step(token_RB, parent_RB)
             sums.append(logp_RBV.exp().sum(-1))
             return logp_RBV
 
-        found.append(beam_search(looked_at, rows, sentencepiece, search, device))
+        found.append(beam_search(looked_at, rows, sentencepiece, decoding, device))
         return found[-1]
 
     monkeypatch.setattr(module, "beam_search", watching)
@@ -264,7 +271,7 @@ def test_rag_token_decodes_with_the_probability_it_learns_with(tiny: Tiny, beams
     generator = tiny.generator()
     with torch.no_grad():
         generator.mt5.lm_head.weight[1] *= 3
-    method = token(tiny, leave_out_own=False, search=Search(beams=beams, answer_tokens=6), generator=generator)
+    method = token(tiny, leave_out_own=False, decoding=Decoding(beams=beams, answer_tokens=6), generator=generator)
     questions = tiny.questions[:5]
     answers = method.answer(questions)
     kinds = set()
@@ -287,8 +294,8 @@ def every_text(sentencepiece: Sentencepiece, length: int) -> list[tuple[tuple[in
 
 def test_rag_token_with_enough_beams_finds_the_likeliest_answer(tiny: Tiny) -> None:
     """Every answer over three tokens is scored with the training loss."""
-    search = Search(beams=40, answer_tokens=3, length_power=0.0, no_repeat_tokens=0)
-    method = token(tiny, leave_out_own=False, search=search, generator=short_generator(tiny))
+    decoding = Decoding(beams=40, answer_tokens=3, length_power=0.0, no_repeat_tokens=0)
+    method = token(tiny, leave_out_own=False, decoding=decoding, generator=short_generator(tiny))
     texts = every_text(method.generator.sentencepiece, 3)
     assert len(texts) == 40
     for question in tiny.questions[:3]:
@@ -304,12 +311,12 @@ def test_rag_token_with_enough_beams_finds_the_likeliest_answer(tiny: Tiny) -> N
 
 def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny) -> None:
     """And both equal the training loss of each of the 40 answers there are."""
-    search = Search(beams=40, answer_tokens=3, length_power=1.0, no_repeat_tokens=0)
-    method = sequence(tiny, leave_out_own=False, search=search, generator=short_generator(tiny))
+    decoding = Decoding(beams=40, answer_tokens=3, length_power=1.0, no_repeat_tokens=0)
+    method = sequence(tiny, leave_out_own=False, decoding=decoding, generator=short_generator(tiny))
     question = tiny.questions[0]
     with torch.no_grad():
         reading = reader.read(method.retriever, method.generator, tiny.questions[:2], method.config)
-        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.config.search)
+        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.decoding)
         assert [len(row) for row in beams] == [40] * (2 * K)
         for b in range(2):
             rows = beams[b * K : (b + 1) * K]
@@ -327,18 +334,18 @@ def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny)
             assert score <= whole + 1e-4
         assert len(few) < 2 * K, "no text was found under two passages: the sum is not tested"
     found = {}
-    for decoding in rag_sequence.DECODINGS:
-        method.config = dataclasses.replace(method.config, decoding=decoding)
-        (found[decoding],) = method.answer([question])
+    for scoring in RAG_SEQUENCE:
+        method.decoding = dataclasses.replace(method.decoding, rag_sequence=scoring)
+        (found[scoring],) = method.answer([question])
     assert found["fast"].text == found["thorough"].text
     assert found["fast"].logprob == pytest.approx(found["thorough"].logprob, abs=1e-4)
 
 
 def test_with_one_passage_both_give_one_answer(tiny: Tiny) -> None:
     """Ranked by probability, RAG-Sequence and RAG-Token are the same method when K = 1."""
-    search = Search(beams=4, answer_tokens=5, length_power=0.0)
+    decoding = Decoding(beams=4, answer_tokens=5, length_power=0.0)
     questions = tiny.questions[:6]
-    ours, theirs = token(tiny, 1, search=search).answer(questions), sequence(tiny, 1, search=search).answer(questions)
+    ours, theirs = token(tiny, 1, decoding=decoding).answer(questions), sequence(tiny, 1, decoding=decoding).answer(questions)
     assert len({answer.text for answer in ours}) > 1
     for one, two in zip(ours, theirs, strict=True):
         assert (one.text, one.hits, one.confidence) == (two.text, two.hits, two.confidence)
@@ -352,7 +359,7 @@ def test_thorough_decoding_takes_the_best_of_all_beams(tiny: Tiny) -> None:
     answers = method.answer(questions)
     with torch.no_grad():
         reading = reader.read(method.retriever, method.generator, questions, method.config)
-        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.config.search)
+        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.decoding)
     for b, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         scored = {}
         for hypothesis in itertools.chain(*beams[b * K : (b + 1) * K]):
@@ -367,8 +374,6 @@ def test_thorough_decoding_takes_the_best_of_all_beams(tiny: Tiny) -> None:
 
 def test_bad_options_are_refused(tiny: Tiny) -> None:
     parts = Parts(tiny.retriever(), tiny.generator())
-    with pytest.raises(ValueError, match=r"decoding='slow'; allowed: thorough, fast"):
-        rag_sequence.build(rag_sequence.Config(decoding="slow"), parts)
     with pytest.raises(ValueError, match="passages=0; it must be 1 or more"):
         rag_sequence.build(rag_sequence.Config(passages=0), parts)
     with pytest.raises(ValueError, match="passages=0; it must be 1 or more"):

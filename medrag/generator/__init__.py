@@ -1,11 +1,11 @@
 """mT5 cut at the waist: ``encode`` and ``decode`` stand apart, so that methods can combine passages between them; beam search.
 
-Xue et al. 2021 (mT5). Shapes: N sequences, L source tokens, T target tokens, D width, V vocabulary, R rows, B beams.
+Xue et al. 2021 (mT5). Shapes: N sequences, L source tokens, T target tokens, D width, V vocabulary, R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from medrag import losses
+from medrag.generator.decoding import Decoding, Hypothesis, beam_search
 from medrag.vocabulary import Sentencepiece, pretrained_folder
 
 
@@ -35,29 +36,6 @@ class Config:
     """layers of the encoder, and as many of the decoder"""
     feed_forward: int = 1024
     dropout: float = 0.1
-
-
-@dataclass
-class Search:
-    """How answers are decoded."""
-
-    beams: int = 4
-    answer_tokens: int = 128
-    """longest answer"""
-    length_power: float = 1.0
-    """hypotheses are ranked by log-probability / tokens ** length_power; 0 ranks by probability"""
-    no_repeat_tokens: int = 4
-    """no run of this many tokens appears twice in an answer; 0 allows all"""
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """A decoded sequence without its end token; ``logprob`` is the raw sum in nats, the end token included."""
-
-    tokens: tuple[int, ...]
-    logprob: float
-    rank: float
-    finished: bool = True
 
 
 class Generator(nn.Module):
@@ -95,9 +73,9 @@ class Generator(nn.Module):
         """Decode token by token with a key-value cache."""
         return Stepper(self, state_NLD, mask_NL)
 
-    def search(self, state_NLD: Tensor, mask_NL: Tensor, search: Search) -> list[list[Hypothesis]]:
+    def search(self, state_NLD: Tensor, mask_NL: Tensor, decoding: Decoding) -> list[list[Hypothesis]]:
         """Beam search over each source by itself: the best hypotheses of each, best first."""
-        rows, beams, device = len(state_NLD), search.beams, state_NLD.device
+        rows, beams, device = len(state_NLD), decoding.beams, state_NLD.device
         stepper = self.stepper(state_NLD.repeat_interleave(beams, dim=0), mask_NL.repeat_interleave(beams, dim=0))
         base_R1 = torch.arange(rows, device=device).unsqueeze(1) * beams
 
@@ -106,7 +84,7 @@ class Generator(nn.Module):
                 stepper.reorder((base_R1 + parent_RB).flatten())
             return stepper.step(token_RB.flatten()).view(rows, beams, -1)
 
-        return beam_search(step, rows, self.sentencepiece, search, device)
+        return beam_search(step, rows, self.sentencepiece, decoding, device)
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -242,84 +220,3 @@ def _pretrained(folder: Path, sentencepiece: Sentencepiece, dropout: float) -> G
 
 def _names(sentencepiece: Sentencepiece) -> list[str]:
     return [sentencepiece.processor.id_to_piece(number) for number in range(sentencepiece.size)]
-
-
-Step = Callable[[Tensor, Tensor | None], Tensor]
-"""``(token_RB, parent_RB or None at the start) -> logp_RBV``: move to the parents' pasts, append the tokens, give the next log-probabilities"""
-
-
-def beam_search(step: Step, rows: int, sentencepiece: Sentencepiece, search: Search, device: torch.device) -> list[list[Hypothesis]]:
-    """The best hypotheses of each row, best first, at most ``search.beams``.
-
-    A row is done when no running beam can still overtake its worst kept hypothesis, or at ``search.answer_tokens``, where the
-    running beams are kept as unfinished.
-    """
-    beams = search.beams
-    banned = torch.tensor([sentencepiece.pad, sentencepiece.unknown, *sentencepiece.sentinels], device=device)
-    done: list[list[Hypothesis]] = [[] for _ in range(rows)]
-    score_RB = torch.full((rows, beams), float("-inf"), device=device)
-    score_RB[:, 0] = 0
-    token_RB = torch.full((rows, beams), sentencepiece.pad, device=device)
-    parent_RB: Tensor | None = None
-    texts: list[list[tuple[int, ...]]] = [[()] * beams for _ in range(rows)]
-    for length in range(1, search.answer_tokens + 1):
-        logp_RBV = step(token_RB, parent_RB)
-        logp_RBV[..., banned] = float("-inf")
-        _forbid_repeats(logp_RBV, texts, search.no_repeat_tokens)
-        vocabulary = logp_RBV.shape[-1]
-        total_RN = (score_RB.unsqueeze(-1) + logp_RBV).flatten(1)
-        best_RC, place_RC = total_RN.topk(min(2 * beams, total_RN.shape[1]), dim=1)
-        scores, places = best_RC.tolist(), place_RC.tolist()
-        chosen: list[list[tuple[float, int, int]]] = []
-        for row in range(rows):
-            running: list[tuple[float, int, int]] = []
-            for order, (score, place) in enumerate(zip(scores[row], places[row], strict=True)):
-                beam, token = divmod(place, vocabulary)
-                if score == float("-inf") or len(running) == beams:
-                    break
-                if token == sentencepiece.end:
-                    if order < beams:
-                        _keep(done[row], Hypothesis(texts[row][beam], score, score / length**search.length_power), beams)
-                else:
-                    running.append((score, beam, token))
-            if length == search.answer_tokens:
-                for score, beam, token in running:
-                    _keep(done[row], Hypothesis((*texts[row][beam], token), score, score / length**search.length_power, False), beams)
-            if _settled(done[row], running, length, search):
-                running = []
-            chosen.append(running + [(float("-inf"), 0, sentencepiece.pad)] * (beams - len(running)))
-        texts = [[(*texts[row][beam], token) for _, beam, token in chosen[row]] for row in range(rows)]
-        score_RB = torch.tensor([[score for score, _, _ in row] for row in chosen], device=device)
-        parent_RB = torch.tensor([[beam for _, beam, _ in row] for row in chosen], device=device)
-        token_RB = torch.tensor([[token for _, _, token in row] for row in chosen], device=device)
-        if bool(score_RB.isinf().all()):
-            break
-    return done
-
-
-def _keep(hypotheses: list[Hypothesis], new: Hypothesis, limit: int) -> None:
-    hypotheses.append(new)
-    hypotheses.sort(key=lambda hypothesis: -hypothesis.rank)
-    del hypotheses[limit:]
-
-
-def _settled(hypotheses: Sequence[Hypothesis], running: Sequence[tuple[float, int, int]], length: int, search: Search) -> bool:
-    if len(hypotheses) < search.beams or not running:
-        return not running
-    longest = search.answer_tokens if search.length_power > 0 else length
-    reachable: float = running[0][0] / longest**search.length_power
-    return hypotheses[-1].rank >= reachable
-
-
-def _forbid_repeats(logp_RBV: Tensor, texts: Sequence[Sequence[tuple[int, ...]]], size: int) -> None:
-    """Make impossible every token that would complete a run of ``size`` tokens seen before in its beam."""
-    if size < 1:
-        return
-    for row, beams in enumerate(texts):
-        for beam, tokens in enumerate(beams):
-            tail = tokens[len(tokens) - size + 1 :] if size > 1 else ()
-            if len(tail) < size - 1:
-                continue
-            again = [tokens[i + size - 1] for i in range(len(tokens) - size + 1) if tokens[i : i + size - 1] == tail]
-            if again:
-                logp_RBV[row, beam, again] = float("-inf")
