@@ -1,6 +1,6 @@
 """Pure objectives. Everything is in nats and computed in fp32, whatever the model's precision.
 
-Shapes: B questions, C contexts, K passages, N sequences, T target tokens, D width, V vocabulary.
+Shapes: B questions, C contexts, K passages, P places of a question's passages joined, N sequences, T target tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float = 1.
     questions without a teacher: they add 0 and count in B all the same, so that the mean over ranks is that of one process.
     """
     known_B = teacher_BK.isfinite().all(1)
-    teacher_BK = torch.where(known_B.unsqueeze(1), teacher_BK.float(), 0.0)
-    target_BK = torch.log_softmax(teacher_BK / temperature, dim=1)
-    divergence_BK = F.kl_div(torch.log_softmax(student_BK.float(), dim=1), target_BK, reduction="none", log_target=True)
-    return (divergence_BK.sum(1) * known_B).mean()
+    teacher_BK = torch.where(known_B.unsqueeze(1), teacher_BK, 0.0)
+    return (_divergence(student_BK, teacher_BK, temperature) * known_B).mean()
 
 
 def rag_sequence(prior_BK: Tensor, logp_BKT: Tensor) -> Tensor:
@@ -52,6 +50,58 @@ def rag_token(prior_BK: Tensor, logp_BKT: Tensor, mask_BT: Tensor) -> Tensor:
     """
     marginal_BT = torch.logsumexp(prior_BK.float().unsqueeze(-1) + logp_BKT.float(), dim=1)
     return -(marginal_BT * mask_BT).sum(-1)
+
+
+# -- a retriever that learns from its reader --------------------------------------------------------------------------------------
+#
+# What the reader says of each passage is a constant; only ``student_BK``, the retriever's scores, gets a gradient. The divergences are divided
+# by K, as in the papers' code (a mean over all B x K); each is a value for every question (B,).
+
+
+def fid_kd(student_BK: Tensor, score_BP: Tensor, own_BKP: Tensor, temperature: float = 1.0) -> Tensor:
+    """``KL(softmax_K(g / temperature) || softmax_K(student)) / K``, g_k the mean pre-softmax cross-attention over passage k's places.
+
+    Izacard & Grave 2021, "Distilling Knowledge from Reader to Retriever", section 3.2. ``score_BP`` is the first decoded token's, a mean over
+    layers and heads; ``own_BKP`` marks the tokens of each passage, at least one.
+    """
+    own_BKP = own_BKP.float()
+    gain_BK = torch.einsum("bp,bkp->bk", score_BP.float(), own_BKP) / own_BKP.sum(-1)
+    return _divergence(student_BK, gain_BK, temperature) / student_BK.shape[1]
+
+
+def pdist(student_BK: Tensor, logp_BKT: Tensor, mask_BT: Tensor, temperature: float = 0.01) -> Tensor:
+    """``KL(softmax_K(g / temperature) || softmax_K(student)) / K``, ``g_k = mean_t log p(y_t|y_<t, x, k)`` with passage k alone.
+
+    Izacard et al. 2022 (Atlas), section 2.2, perplexity distillation; the temperature is their code's, for a mean in nats per token.
+    """
+    return _divergence(student_BK, _mean(logp_BKT, mask_BT), temperature) / student_BK.shape[1]
+
+
+def loop(student_BK: Tensor, without_BKT: Tensor, mask_BT: Tensor, temperature: float = 0.01) -> Tensor:
+    """``KL(softmax_K(g / temperature) || softmax_K(student)) / K``, ``g_k = -mean_t log p(y_t|y_<t, x, all passages but k)``.
+
+    Izacard et al. 2022 (Atlas), section 2.2, leave-one-out perplexity distillation: a passage is worth what is lost without it.
+    """
+    return _divergence(student_BK, -_mean(without_BKT, mask_BT), temperature) / student_BK.shape[1]
+
+
+def emdr2(student_BK: Tensor, logp_BKT: Tensor, mask_BT: Tensor) -> Tensor:
+    """``-sum_t LSE_k[log softmax_K(student)_k + log p(y_t|y_<t, x, k)]``, each passage alone.
+
+    Sachan et al. 2021 (EMDR2), the retriever's term of the objective, token by token as in Atlas's code: RAG-Token's with the reader held fast.
+    """
+    return rag_token(torch.log_softmax(student_BK.float(), dim=1), logp_BKT.detach(), mask_BT)
+
+
+def _divergence(student_BK: Tensor, gain_BK: Tensor, temperature: float) -> Tensor:
+    """``KL(softmax_K(gain / temperature) || softmax_K(student))`` (B,); no gradient reaches ``gain_BK``."""
+    target_BK = torch.log_softmax(gain_BK.detach().float() / temperature, dim=1)
+    return F.kl_div(torch.log_softmax(student_BK.float(), dim=1), target_BK, reduction="none", log_target=True).sum(1)
+
+
+def _mean(logp_BKT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean over each target's tokens (B, K)."""
+    return (logp_BKT.float() * mask_BT.unsqueeze(1)).sum(-1) / mask_BT.sum(-1, keepdim=True)
 
 
 def target_logp(logits_NTV: Tensor, target_NT: Tensor, pad: int) -> Tensor:

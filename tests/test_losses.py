@@ -157,6 +157,84 @@ def test_the_distance_from_the_teacher_is_the_divergence_and_vanishes_where_they
     assert (student_BK.grad[1] == 0).all() and (student_BK.grad[[0, 2]] != 0).all()
 
 
+def divergence(gains: list[float], temperature: float, student: list[float]) -> float:
+    """``KL(softmax(gains / temperature) || softmax(student))`` by hand."""
+    target = [math.exp(gain / temperature) for gain in gains]
+    target = [value / sum(target) for value in target]
+    model = [math.exp(score) for score in student]
+    model = [value / sum(model) for value in model]
+    return sum(p * math.log(p / q) for p, q in zip(target, model, strict=True))
+
+
+def taught(targets: tuple[int, ...] = (3, 1), longest: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """A student's scores (B, K), a reader's log-probabilities (B, K, T), zero at padding, and which are no padding (B, T)."""
+    mask_BT = torch.arange(longest) < torch.tensor(targets).unsqueeze(1)
+    return torch.randn(len(targets), K), -torch.rand(len(targets), K, longest) * mask_BT.unsqueeze(1), mask_BT
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_attention_and_perplexity_teach_the_divergence_that_loops_give(temperature: float) -> None:
+    student_BK, logp_BKT, mask_BT = taught()
+    score_BP = torch.randn(2, 7)
+    owners = [[0, 0, 1, 2, 2, 2, None], [2, 1, 1, 0, None, None, None]]
+    own_BKP = torch.tensor([[[owner == k for owner in row] for k in range(K)] for row in owners])
+    attention = losses.fid_kd(student_BK, score_BP, own_BKP, temperature)
+    alone = losses.pdist(student_BK, logp_BKT, mask_BT, temperature)
+    without = losses.loop(student_BK, logp_BKT, mask_BT, temperature)
+    for b in range(2):
+        student = student_BK[b].double().tolist()
+        places = [[float(score_BP[b, p]) for p in range(7) if owners[b][p] == k] for k in range(K)]
+        tokens = [[float(logp_BKT[b, k, t]) for t in range(3) if mask_BT[b, t]] for k in range(K)]
+        means = [sum(row) / len(row) for row in tokens]
+        assert float(attention[b]) == pytest.approx(divergence([sum(row) / len(row) for row in places], temperature, student) / K, abs=1e-5)
+        assert float(alone[b]) == pytest.approx(divergence(means, temperature, student) / K, abs=1e-5)
+        assert float(without[b]) == pytest.approx(divergence([-mean for mean in means], temperature, student) / K, abs=1e-5)
+
+
+def test_emdr2_is_the_marginal_token_by_token() -> None:
+    student_BK, logp_BKT, mask_BT = taught()
+    found_B = losses.emdr2(student_BK, logp_BKT, mask_BT)
+    for b in range(2):
+        mass = [math.exp(score) for score in student_BK[b].tolist()]
+        expected = 0.0
+        for t in range(int(mask_BT[b].sum())):
+            expected -= math.log(sum(mass[k] / sum(mass) * math.exp(float(logp_BKT[b, k, t])) for k in range(K)))
+        assert float(found_B[b]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_emdr2_teaches_the_student_what_the_marginal_likelihood_does() -> None:
+    """And each token's gradient is the prior less the posterior over passages."""
+    student_BK, logp_BKT, mask_BT = taught()
+    student_BK.requires_grad_()
+    (ours,) = torch.autograd.grad(losses.emdr2(student_BK, logp_BKT, mask_BT).sum(), student_BK)
+    marginal = losses.rag_token(student_BK.log_softmax(1), logp_BKT.requires_grad_(), mask_BT).sum()
+    (theirs,) = torch.autograd.grad(marginal, student_BK)
+    assert torch.equal(ours, theirs)
+    prior_BK1 = student_BK.detach().softmax(1).unsqueeze(-1)
+    posterior_BKT = (prior_BK1.log() + logp_BKT.detach()).softmax(1)
+    assert torch.allclose(ours, ((prior_BK1 - posterior_BKT) * mask_BT.unsqueeze(1)).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fid_kd", "pdist", "loop", "emdr2"])
+def test_only_the_student_learns_from_the_reader(name: str) -> None:
+    """Nothing flows to what the reader said; a shift of all scores changes nothing; a divergence vanishes where both agree."""
+    student_BK, logp_BKT, mask_BT = taught()
+    student_BK.requires_grad_()
+    own_BKP = torch.eye(K, dtype=torch.bool).expand(2, -1, -1)
+    said = torch.randn(2, K, requires_grad=True) if name == "fid_kd" else logp_BKT.requires_grad_()
+    given = (own_BKP,) if name == "fid_kd" else (mask_BT,)
+    loss_B = getattr(losses, name)(student_BK, said, *given)
+    assert loss_B.shape == (2,) and loss_B.dtype == torch.float32 and (loss_B > 0).all()
+    loss_B.sum().backward()
+    assert said.grad is None
+    assert student_BK.grad is not None and (student_BK.grad.abs().sum(1) > 1e-4).all()
+    assert torch.allclose(student_BK.grad.sum(1), torch.zeros(2), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(getattr(losses, name)(student_BK + 5, said, *given), loss_B, atol=1e-4)
+        if name == "fid_kd":
+            assert torch.allclose(losses.fid_kd(said / 0.5 + 3, said, own_BKP, 0.5), torch.zeros(2), atol=1e-6)
+
+
 def test_gather_without_a_group_is_the_tensor_itself() -> None:
     x = torch.randn(2, 3)
     assert losses.gather(x) is x
