@@ -1,0 +1,181 @@
+"""What of an answer its passages say: sentence by sentence, without a model.
+
+A sentence's *support* is the share of its pairs of neighbouring units (characters, Latin words, quantities) that stand in the best window of
+one passage, a window being one to three sentences that follow each other. Half of it counts where the window gainsays the sentence or lacks
+something that must not be made up: a pair that is negated in only one of the two (可以, 不可以), an opposite (饭前, 饭后), a number, the name
+of a medicine. A sentence quoted from a passage has 1.
+
+A *dose* is told only on a passage's word: a sentence that states one (``quantities.doses``) and is not supported is withheld.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+
+from medrag import text as texts
+from medrag.quantities import ENUMERATED, Quantity, quantities
+
+SUPPORTED = 0.6
+"""support from which on a sentence counts as supported: above what a window that lacks something can have"""
+RUN_CHARACTERS = 8
+"""length of a run from which on it counts as copied"""
+WINDOW_SENTENCES = 3
+_SCOPE_UNITS = 6
+"""how far a negation reaches, to the end of its clause at most"""
+_PRIVATE = 0xE000
+"""where the characters begin that stand for quantities; no cleaned text holds one"""
+_UNIT = re.compile(rf"[{texts.HAN}\ue000-\uf8ff]|[^\W_{texts.HAN}]+")
+_CLAUSE = re.compile("[，。！？；：,!?;:\n]+")
+_FIXED = re.compile(
+    "不但|不仅|不断|不同|不过|不管|不论|无论|不良|不适|不足|不全|不孕|不育|不稳|不均|不规|不明|不清|不安|不振|不畅|不调|不齐|不等|不少|不久"
+    "|不妨|不得不|不可避免|差不多|是不是|可不可|能不能|会不会|要不要|有没有|是否|能否|可否|非常|非处方|非甾体|未来|无菌|无痛|无力|无机|无名"
+    "|别人|别的|分别|特别|区别|个别|性别|级别|鉴别|辨别|告别|类别|识别|除非|禁忌|忌口|莫西|莫司|无创|谨慎|不如|不一定|不只|不要紧"
+)
+_NEGATION = re.compile("避免|[不没沒无無未勿别莫禁忌非慎]")
+_PAIRED = ("前后", "增减", "升降", "高低", "多少", "左右", "早晚", "阴阳", "轻重", "快慢", "冷热", "内外", "大小")
+_OPPOSITES = {one[side]: one[1 - side] for one in _PAIRED for side in (0, 1)}
+_NAME = re.compile(
+    f"[{texts.HAN}]{{1,4}}?(?:西林|霉素|沙星|洛尔|地平|普利|沙坦|他汀|替丁|拉唑|硝唑|康唑|洛韦|双胍|列酮|列汀|列净|格列.|布芬|司匹林|氨酚|可的松"
+    "|松龙|米松|西泮|唑仑|胰岛素|疫苗|噻嗪|洛芬|氯芬酸|西平|平片|灵片|素片|钙片|孕酮|甲状腺素|球蛋白|他定|替利嗪|雷他|孟鲁司特|奥司他韦)"
+    "|(?:阿莫|头孢|罗红|阿奇|左氧|奥美|硝苯|氨氯|布洛|对乙酰|阿司|二甲|甲硝|利巴|维生素)"
+    f"[{texts.HAN}a-z0-9]{{1,3}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence of an answer, word for word."""
+
+    text: str
+    passage: int | None
+    """the place, from 0, of the passage that supports it best; None: unsupported"""
+    support: float
+    """0..1, by the best passage, whether or not that is enough"""
+    withheld: str = ""
+    """why it is not shown: ``dose``; empty where it is"""
+
+
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    """An answer beside its passages."""
+
+    sentences: tuple[Sentence, ...]
+    copied: float
+    """share of the answer's characters (of ``text.key``) in runs of at least RUN_CHARACTERS that stand in one passage, 0..1 (the extractive
+    fragments of Grusky et al. 2018, section 4.1, cut off at that length); a shorter answer counts as one run"""
+    kept: str
+    """the answer without the sentences that are withheld"""
+
+    @property
+    def supported(self) -> float:
+        """The share of sentences that a passage supports; 0 where there is none."""
+        return sum(sentence.passage is not None for sentence in self.sentences) / max(len(self.sentences), 1)
+
+    @property
+    def support(self) -> float:
+        """The mean support of the sentences, 0..1."""
+        return sum(sentence.support for sentence in self.sentences) / max(len(self.sentences), 1)
+
+
+def ground(text: str, passages: Sequence[str]) -> Grounded:
+    """Tie each sentence of an answer to the passage that supports it best, and withhold what must not be said without one."""
+    windows = [_windows(passage) for passage in passages]
+    sentences, kept, start = [], "", 0
+    for piece in texts.sentences(text):
+        said = _read(piece)
+        support, place = max(((max(said.support(window) for window in some), -place) for place, some in enumerate(windows) if some), default=(0.0, 0))
+        supported = support >= SUPPORTED
+        withheld = "dose" if said.dose and not supported else ""
+        sentences.append(Sentence(piece, -place if supported else None, support, withheld))
+        begin = text.index(piece, start)
+        kept += text[start:begin] + ("" if withheld else piece)
+        start = begin + len(piece)
+    return Grounded(tuple(sentences), _copied(text, passages), (kept + text[start:]).strip())
+
+
+def states_dose(text: str) -> bool:
+    """Whether a text names a dose."""
+    return _read(text).dose
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a sentence or a window says, in the units that are compared."""
+
+    pairs: dict[tuple[str, str], frozenset[bool]]
+    """neighbours within a clause, and whether they stand negated, plain, or both; a lone unit is its own neighbour"""
+    numbers: frozenset[tuple[str, float]]
+    names: frozenset[str]
+    dose: bool
+
+    def support(self, window: _Said) -> float:
+        """The share of pairs that the window has, halved where it gainsays them or lacks a number or name."""
+        if not self.pairs:
+            return 0.0
+        share = sum(pair in window.pairs for pair in self.pairs) / len(self.pairs)
+        whole = self.numbers <= window.numbers and self.names <= window.names and not any(self._gainsaid(window))
+        return share if whole else share / 2
+
+    def _gainsaid(self, window: _Said) -> Iterator[bool]:
+        for (first, second), negated in self.pairs.items():
+            theirs = window.pairs.get((first, second))
+            if theirs is not None:
+                yield not negated & theirs
+            else:
+                turned = [(_OPPOSITES.get(first), second), (first, _OPPOSITES.get(second))]
+                yield any(None not in pair and pair in window.pairs for pair in turned)
+
+    def joined(self, other: _Said) -> _Said:
+        pairs = self.pairs | {pair: signs | self.pairs.get(pair, frozenset()) for pair, signs in other.pairs.items()}
+        return _Said(pairs, self.numbers | other.numbers, self.names | other.names, self.dose or other.dose)
+
+
+@lru_cache(4096)
+def _windows(passage: str) -> tuple[_Said, ...]:
+    """Every one to WINDOW_SENTENCES sentences that follow each other."""
+    said = [_read(sentence) for sentence in texts.sentences(passage)]
+    return tuple(reduce(_Said.joined, said[start : start + size]) for size in range(1, WINDOW_SENTENCES + 1) for start in range(len(said) - size + 1))
+
+
+def _read(sentence: str) -> _Said:
+    plain = ENUMERATED.sub("，", unicodedata.normalize("NFKC", texts.clean(sentence)).lower())
+    found = quantities(plain)
+    marked, start = "", 0
+    for place, one in enumerate(found):
+        marked += plain[start : one.start] + chr(_PRIVATE + place)
+        start = one.end
+    pairs: dict[tuple[str, str], frozenset[bool]] = {}
+    for clause in _CLAUSE.split(marked + plain[start:]):
+        units = list(_units(clause, found))
+        for (first, one_negated), (second, other_negated) in zip(units, units[1:] if len(units) > 1 else units, strict=False):
+            pairs[first, second] = pairs.get((first, second), frozenset()) | {one_negated or other_negated}
+    numbers = frozenset[tuple[str, float]]().union(*(one.parts for one in found))
+    return _Said(pairs, numbers, frozenset(match.group() for match in _NAME.finditer(plain)), any(one.dose for one in found))
+
+
+def _units(clause: str, found: Sequence[Quantity]) -> Iterator[tuple[str, bool]]:
+    """The units of a clause in order, and whether each stands within reach of a negation."""
+    open_clause = _FIXED.sub(lambda match: "　" * len(match.group()), clause)
+    negations = [match.start() for match in _NEGATION.finditer(open_clause)]
+    left = 0
+    for match in _UNIT.finditer(clause):
+        if match.start() in negations:
+            left = _SCOPE_UNITS + 1
+        place = ord(match.group()[0]) - _PRIVATE
+        yield f"{found[place].unit}{found[place].values}" if 0 <= place < len(found) else match.group(), left > 0
+        left -= 1
+
+
+def _copied(text: str, passages: Sequence[str]) -> float:
+    """The share of the characters of a text that lie in a run which stands in one passage."""
+    said, theirs = texts.key(text), [texts.key(passage) for passage in passages]
+    size = min(RUN_CHARACTERS, len(said))
+    covered = bytearray(len(said))
+    for start in range(len(said) - size + 1 if said else 0):
+        if any(said[start : start + size] in passage for passage in theirs):
+            covered[start : start + size] = b"\1" * size
+    return sum(covered) / max(len(said), 1)
