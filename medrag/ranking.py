@@ -90,6 +90,24 @@ def ranked(retriever: Retriever, signal: str | None, examples: Sequence[Example]
     return np.array(found, dtype=np.float64)
 
 
+def variety(retriever: Retriever, questions: Sequence[str], k: int) -> dict[str, float]:
+    """Whether joint training is collapsing: a retriever that has comes to find the same passages for every question.
+
+    ``distinct_first_hits``: different best passages over questions; ``prior_nats``: the mean entropy of the softmax over each question's
+    ``k`` best, from 0 (one passage counts) to log k (the scores say nothing).
+    """
+    first: set[str] = set()
+    nats = 0.0
+    for start in range(0, len(questions), 64):
+        for hits in filter(None, retriever.retrieve(questions[start : start + 64], k)):
+            first.add(hits[0].passage.id)
+            share = np.exp([hit.score - hits[0].score for hit in hits])
+            share /= share.sum()
+            nats -= float((share * np.log(np.maximum(share, 1e-30))).sum())
+    count = max(len(questions), 1)
+    return {"distinct_first_hits": len(first) / count, "prior_nats": nats / count}
+
+
 def _parts(column: Sequence[str]) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     """Every value, the commonest first, and which questions have it."""
     values, counts = np.unique(np.array(column, dtype=str), return_counts=True)

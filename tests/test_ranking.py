@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,22 @@ def test_the_table_shows_it_all(measured: dict[str, Any]) -> None:
         assert wanted in text
     assert ranking.percent({"mean": 0.298, "low": 0.275, "high": 0.321}) == "29.8 [27.5, 32.1]"
     assert ranking.percent({"mean": 0.02, "low": -0.01, "high": 0.05}, "+") == "+2.0 [-1.0, +5.0]"
+
+
+def test_what_has_collapsed_is_told_from_what_has_not(tiny: Tiny) -> None:
+    """Against the hits counted by hand; a retriever that scores alike for all questions finds one passage first, and its prior is flat."""
+    finder = tiny.retriever()
+    questions = tiny.questions * 3
+    found = ranking.variety(finder, questions, 4)
+    hits = finder.retrieve(tiny.questions, 4)
+    first = {row[0].passage.id for row in hits}
+    nats = [-sum(p * math.log(p) for p in torch.tensor([hit.score for hit in row]).double().softmax(0).tolist()) for row in hits]
+    assert len(first) > 1
+    assert found == pytest.approx({"distinct_first_hits": len(first) / 90, "prior_nats": sum(nats) / 30}, abs=1e-5)
+    with torch.no_grad():
+        for parameter in finder.question_encoder.parameters():
+            parameter.zero_()
+    assert ranking.variety(finder, questions, 4) == pytest.approx({"distinct_first_hits": 1 / 90, "prior_nats": math.log(4)}, abs=1e-5)
+    finder.hidden = frozenset(tiny.library)
+    assert ranking.variety(finder, questions, 4) == {"distinct_first_hits": 0.0, "prior_nats": 0.0}
+    assert ranking.variety(finder, [], 4) == {"distinct_first_hits": 0.0, "prior_nats": 0.0}

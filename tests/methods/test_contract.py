@@ -120,21 +120,25 @@ def test_the_same_seed_sees_the_same_batch(name: str, tiny: Tiny) -> None:
 
 @every
 def test_forward_learns(name: str, tiny: Tiny) -> None:
-    """A finite scalar, finite gradients in everything trainable, and a small step down them lowers the loss by as much as they promise."""
+    """A finite scalar, finite gradients in everything trainable, and a small step down them lowers the loss by as much as they promise.
+
+    What a method holds fast says so itself (``requires_grad``), so that no optimizer takes it up.
+    """
     method = make(name, tiny).train()
     batch = method.collate(tiny.examples[:4])
     loss = method(batch)
     assert loss.shape == () and loss.dtype == torch.float32 and bool(loss.isfinite()) and float(loss.detach()) > 0
     loss.backward()
     norm = 0.0  # squared
-    for parameter_name, parameter in method.named_parameters():
+    trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    for parameter_name, parameter in trained.items():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
         norm += float(parameter.grad.square().sum())
     assert norm > 0
     promised = 1e-2
     with torch.no_grad():
-        for parameter in method.parameters():
+        for parameter in trained.values():
             assert parameter.grad is not None
             parameter.add_(parameter.grad, alpha=-promised / norm)
         after = float(method(batch))
