@@ -16,21 +16,6 @@ _SIZES = {"十": 10, "百": 100, "千": 1000}
 _HAN_NUMBER = "[零〇一二两俩三四五六七八九十百千半]"
 _WHOLE = rf"(?<!每)[百千]{_HAN_NUMBER}*|(?![百千]){_HAN_NUMBER}+"
 _NUMBER = rf"(?:\d+(?:,\d{{3}})+|\d+(?:\.\d+)?(?:/(?:10|[2-9])(?![\d.]))?|(?:{_WHOLE})(?:点[零〇一二三四五六七八九]+)?)万?"
-_RANGE = rf" ?({_NUMBER})(?:[a-zμ%克片粒丸滴支次]{{0,2}} ?(?:-|~|—|–|至|到|或) ?({_NUMBER}))? ?"
-_DAY, _WEEK, _MONTH = "日|天|晚|d(?![a-z])|day", "周|星期|礼拜|w(?![a-z])|week", "个月|月"
-_EVERY = rf"(?:每个?|一|1|(?<![\d{_HAN_NUMBER[1:-1]}])(?=[日天]))"
-_TIMES = rf"{_RANGE}次(?!性|数)"
-_PATTERNS = (
-    ("day", re.compile(rf"{_EVERY}(?:{_DAY})[^\d，。；,;]{{0,2}}?{_TIMES}|{_TIMES}[/每一](?:{_DAY})")),
-    ("week", re.compile(rf"{_EVERY}(?:{_WEEK})[^\d，。；,;]{{0,2}}?{_TIMES}|{_TIMES}[/每一](?:{_WEEK})")),
-    ("month", re.compile(rf"{_EVERY}(?:{_MONTH})[^\d，。；,;]{{0,2}}?{_TIMES}|{_TIMES}[/每一](?:{_MONTH})")),
-    ("hours", re.compile(rf"(?:每隔?|间隔){_RANGE}个?(?:小时|钟头|h)|{_RANGE}个?(?:小时|钟头|h)(?:口服|服用|使用)?[一1]次|\bq{_RANGE}h")),
-    ("days", re.compile(rf"(?:每隔|隔){_RANGE}天(?=[^，。；]{{0,4}}次)|{_RANGE}天(?:口服|服用|使用)?[一1]次")),
-)
-_LATIN_TIMES = {"qd": 1.0, "qn": 1.0, "bid": 2.0, "tid": 3.0, "qid": 4.0}
-_LATIN = re.compile(r"(?<![a-z])(qd|qn|bid|tid|qid)(?![a-z])")
-_MEALS = re.compile("(早中晚|三餐|早晚)[^，。；,;]{0,4}?各(?:服|用|涂|滴|吃)?[一1]次")
-_CHANGED = re.compile("(?:剂量|药量|用量|首剂|首次)[^，。；,;]{0,4}(加倍|减半|翻倍|增倍)")
 _SCALES = (
     ("mg", 1.0, "mg 毫克"),
     ("mg", 1e3, "g 克"),
@@ -63,6 +48,21 @@ _SCALES = (
 _UNITS = {name: (unit, size) for unit, size, names in _SCALES for name in names.split()}
 _DOSES = frozenset({"day", "week", "month", "hours", "days", "fold", *(unit for unit, _, _ in _SCALES[: [row[0] for row in _SCALES].index("%")])})
 _ANY_UNIT = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
+_RANGE = rf" ?({_NUMBER})(?:(?:{_ANY_UNIT})? ?(?:-|~|—|–|至|到|或) ?({_NUMBER}))? ?"
+_DAY, _WEEK, _MONTH = "日|天|晚|d(?![a-z])|day", "周|星期|礼拜|w(?![a-z])|week", "个月|月"
+_EVERY = rf"(?:每个?|一|1|(?<![\d{_HAN_NUMBER[1:-1]}])(?=[日天]))"
+_TIMES = rf"{_RANGE}次(?!性|数)"
+_PATTERNS = (
+    ("day", re.compile(rf"{_EVERY}(?:{_DAY})[^\d，。；,;]{{0,2}}?{_TIMES}|{_TIMES}[/每一](?:{_DAY})")),
+    ("week", re.compile(rf"{_EVERY}(?:{_WEEK})[^\d，。；,;]{{0,2}}?{_TIMES}|{_TIMES}[/每一](?:{_WEEK})")),
+    ("month", re.compile(rf"{_EVERY}(?:{_MONTH})[^\d，。；,;]{{0,2}}?{_TIMES}|{_TIMES}[/每一](?:{_MONTH})")),
+    ("hours", re.compile(rf"(?:每隔?|间隔){_RANGE}个?(?:小时|钟头|h)|{_RANGE}个?(?:小时|钟头|h)(?:口服|服用|使用)?[一1]次|\bq{_RANGE}h")),
+    ("days", re.compile(rf"(?:每隔|隔){_RANGE}天(?=[^，。；]{{0,4}}次)|{_RANGE}天(?:口服|服用|使用)?[一1]次")),
+)
+_LATIN_TIMES = {"qd": 1.0, "qn": 1.0, "bid": 2.0, "tid": 3.0, "qid": 4.0}
+_LATIN = re.compile(r"(?<![a-z])(qd|qn|bid|tid|qid)(?![a-z])")
+_MEALS = re.compile("(早中晚|三餐|早晚)[^，。；,;]{0,4}?各(?:服|用|涂|滴|吃)?[一1]次")
+_CHANGED = re.compile("(?:剂量|药量|用量|首剂|首次)[^，。；,;]{0,4}(加倍|减半|翻倍|增倍)")
 _LATIN_END = r"(?![a-z])"
 _QUANTITY = re.compile(rf"{_RANGE}个?(?:多|余)?(?:({_ANY_UNIT})(?:(?<![a-z])|{_LATIN_END}))?(半)?(?:钟)?(/[a-z]+|每公斤)?")
 ENUMERATED = re.compile(r"(?:^|(?<=[。；;，,：:!！?？\s]))(?:[(（]\d{1,2}[)）]|\d{1,2}(?:、|\)|）|\.(?!\d)|．))")
@@ -97,7 +97,7 @@ class Quantity:
 def quantities(text: str) -> list[Quantity]:
     """The numbers of a text (NFKC, lower case) in order; those that only count the points of a list are left out.
 
-    Chinese numerals count before a unit only: 一般 holds no number.
+    Chinese numerals count before a unit only, 一 not before such as 次 or 个: 一般 and 有一次 hold no number.
     """
     taken = bytearray(len(text))
     found: list[Quantity] = []
@@ -123,6 +123,8 @@ def quantities(text: str) -> list[Quantity]:
         if not unit and not low[0].isdigit():
             continue
         name, size = _UNITS[unit] if unit else ("", 1.0)
+        if low == "一" and name in ("", "次", "度", "倍", "杯"):
+            continue
         values = tuple((value + 0.5 * bool(half)) * size for value in _values(low, high))
         per = {"/公斤": "/kg", "每公斤": "/kg"}.get(per or "", per or "")
         take(match, name + per, values, _is_dose(text, match, name, per))
