@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from medrag.text import HAN, Segmenter
 
 EXTRA_IDS = tuple(f"<extra_id_{number}>" for number in range(100))
 """mT5's sentinels (Raffel et al. 2020, section 3.1.4)"""
-_EXTRA_ID = re.compile(r"▁?<extra_id_\d+>")
+_EXTRA_ID = re.compile(r"▁?<extra_id_(\d+)>")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -62,6 +63,15 @@ class Wordpiece:
         """``(ids_NL, mask_NL)``, padded to the longest, each cut at ``limit_tokens`` with its ``[SEP]`` kept."""
         rows = [_cut(encoding.ids, limit_tokens) for encoding in self.tokenizer.encode_batch(list(texts))]
         return pad_rows(rows, self.pad)
+
+    def pieces(self, text: str, limit_tokens: int) -> list[str]:
+        """A text of at most ``limit_tokens`` ([CLS] and [SEP] among them) whole, a longer one cut between tokens into the fewest pieces that fit,
+        all of like length; none of a text without a token."""
+        room = limit_tokens - 2
+        if len(text) <= room:
+            return _even(text, [], 1)
+        starts = [start for start, _ in self.tokenizer.encode(text, add_special_tokens=False).offsets]
+        return _even(text, starts, math.ceil(len(starts) / room))
 
     def texts(self) -> list[str]:
         """What each token stands for in a text; empty for the special ones."""
@@ -174,7 +184,9 @@ class Sentencepiece:
         found = (self.processor.pad_id(), self.processor.eos_id(), self.processor.unk_id())
         if found != (self.pad, self.end, self.unknown):
             raise ValueError(f"the SentencePiece model has pad, end and unknown at {found}; mT5 has them at (0, 1, 2)")
-        self.sentinels = [number for number in range(self.size) if _EXTRA_ID.fullmatch(self.processor.id_to_piece(number))]
+        named = ((_EXTRA_ID.fullmatch(self.processor.id_to_piece(number)), number) for number in range(self.size))
+        self.sentinels = [number for _, number in sorted((int(match[1]), number) for match, number in named if match)]
+        """ids of ``<extra_id_0>``, ``<extra_id_1>``, ...: in the real mT5 they run down, from 250,099"""
 
     def encode(self, text: str, limit_tokens: int) -> list[int]:
         """Ids with the end token last, cut at ``limit_tokens``."""
@@ -183,6 +195,18 @@ class Sentencepiece:
     def batch(self, texts: Sequence[str], limit_tokens: int) -> tuple[Tensor, Tensor]:
         """``(ids_NL, mask_NL)``, padded to the longest, each with its end token."""
         return pad_rows([self.encode(text, limit_tokens) for text in texts], self.pad)
+
+    def pieces(self, text: str, limit_tokens: int) -> list[str]:
+        """A text of at most ``limit_tokens`` (the end token among them) whole, a longer one cut between tokens into pieces that fit, all of like
+        length, as few as possible; none of a text without a token."""
+        mapped = self.processor.encode(text, return_type="offset_mapping")
+        starts, room = [start for start, _ in mapped["offsets"]], limit_tokens - 1
+        for count in range(max(1, math.ceil(len(starts) / room)), len(starts) + 1):
+            found = _even(text, starts, count)
+            # a piece that stands alone begins with a space of its own, so that it may have a token more than it had
+            if all(len(self.processor.encode(piece)) <= room for piece in found):
+                return found
+        return _even(text, starts, len(starts)) if starts else []
 
     def pairs(self, heads: Sequence[str], tails: Sequence[str], limit_tokens: int) -> tuple[Tensor, Tensor]:
         """``(ids_NL, mask_NL)`` of head and tail joined; the head stands first and is kept, the tail is cut (heads take half at most)."""
@@ -238,9 +262,12 @@ class Sentencepiece:
     def cut(self, texts: Iterable[str], size: int) -> tuple[Sentencepiece, list[int]]:
         """A smaller model that encodes the corpus the same way, and the old ids of its pieces in their new order.
 
-        Special pieces stay, then the pieces the corpus uses most, then the single characters it does not use, up to ``size``; the
-        order is the old one, so pad, end and unknown stay 0, 1, 2.
+        Special pieces stay, then the pieces the corpus uses most, then the single characters it does not use, up to ``size``; the order is the
+        old one, so pad, end and unknown stay 0, 1, 2. As long as every piece that the corpus uses has room, each of its texts is encoded as
+        before. A model of ``size`` pieces or fewer stays as it is. Raises ValueError where ``size`` has no room for the special pieces.
         """
+        if self.size <= size:
+            return self, list(range(self.size))
         from sentencepiece import sentencepiece_model_pb2 as model
 
         proto: Any = model.ModelProto()
@@ -249,15 +276,19 @@ class Sentencepiece:
         used: Counter[int] = Counter()
         for text in texts:
             used.update(self.processor.encode(text))
-        special, characters = [], []
+        special, characters, plain = [], [], []
         for number, piece in enumerate(proto.pieces):
             if piece.type != kinds.NORMAL or _EXTRA_ID.fullmatch(piece.piece):
                 special.append(number)
-            elif used[number] == 0 and len(piece.piece.lstrip("▁")) == 1:
-                characters.append(number)
-        kept = dict.fromkeys([*special, *(number for number, _ in used.most_common()), *characters])
+            else:
+                plain.append(number)
+                if used[number] == 0 and len(piece.piece.lstrip("▁")) == 1:
+                    characters.append(number)
+        # an unknown character costs 10 more than the lowest score: with another lowest one, texts that hold such a character could be cut otherwise
+        special += [min(plain, key=lambda number: proto.pieces[number].score)] if plain else []
         if len(special) > size:
-            raise ValueError(f"generator.vocabulary_tokens={size} is less than the {len(special)} special pieces alone")
+            raise ValueError(f"model.generator.vocabulary_tokens={size} is less than the {len(special)} pieces that are always kept")
+        kept = dict.fromkeys([*special, *(number for number, _ in used.most_common()), *characters])
         order = sorted(list(kept)[:size])
         pieces = [proto.pieces[number] for number in order]
         del proto.pieces[:]
@@ -278,6 +309,12 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 def _cut(ids: list[int], limit_tokens: int) -> list[int]:
     return ids if len(ids) <= limit_tokens else [*ids[: limit_tokens - 1], ids[-1]]
+
+
+def _even(text: str, starts: Sequence[int], count: int) -> list[str]:
+    """``text`` cut at some of its tokens' ``starts`` into ``count`` parts with as many tokens in each, give or take one; no part is blank."""
+    cuts = [0, *(starts[len(starts) * number // count] for number in range(1, count)), len(text)]
+    return [text[start:end] for start, end in pairwise(cuts) if text[start:end].strip()]
 
 
 def _pieces(texts: Iterable[str], limit_characters: int = 1000) -> Iterator[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
 from pathlib import Path
 
 import pytest
+import sentencepiece as sentencepiece_library
 import torch
+from hypothesis import given, settings
+from hypothesis.strategies import DataObject, data, integers, lists, sampled_from
+from sentencepiece import sentencepiece_model_pb2 as model
 
 from medrag import vocabulary
 from medrag.text import Segmenter
@@ -261,8 +266,6 @@ def test_a_vocabulary_that_cannot_hold_the_characters_is_refused() -> None:
 
 
 def test_a_model_with_its_special_pieces_elsewhere_is_refused(sentencepiece: Sentencepiece) -> None:
-    from sentencepiece import sentencepiece_model_pb2 as model
-
     proto = model.ModelProto()
     proto.ParseFromString(sentencepiece.proto)
     swapped = [model.ModelProto.SentencePiece.FromString(proto.pieces[number].SerializeToString()) for number in (1, 0)]
@@ -278,8 +281,8 @@ def _alone(sentencepiece: Sentencepiece) -> list[int]:
 
 def test_a_cut_model_encodes_its_corpus_as_before(sentencepiece: Sentencepiece) -> None:
     corpus = TEXTS[:3]
-    cut, order = sentencepiece.cut(iter(corpus), 10_000)
-    assert order == sorted(set(order)) and len(order) == cut.size < sentencepiece.size
+    cut, order = sentencepiece.cut(iter(corpus), sentencepiece.size - 1)
+    assert order == sorted(set(order)) and len(order) == cut.size < sentencepiece.size - 1, "no larger than the corpus needs"
     assert order[:3] == [0, 1, 2] and (cut.pad, cut.end, cut.unknown) == (0, 1, 2)
     assert [cut.processor.id_to_piece(number) for number in range(cut.size)] == [sentencepiece.processor.id_to_piece(number) for number in order]
     assert [order[number] for number in cut.sentinels] == sentencepiece.sentinels
@@ -291,21 +294,126 @@ def test_a_cut_model_encodes_its_corpus_as_before(sentencepiece: Sentencepiece) 
         assert cut.unknown not in ids and cut.decode(ids) == sentencepiece.decode(sentencepiece.encode(text, 500))
 
 
+def _special(sentencepiece: Sentencepiece) -> set[int]:
+    """What is never cut: control, unknown, byte and sentinel pieces, and the one with the lowest score."""
+    processor = sentencepiece.processor
+    plain = [number for number in range(3, sentencepiece.size) if not processor.is_byte(number) and number not in sentencepiece.sentinels]
+    return set(range(sentencepiece.size)) - set(plain) | {min(plain, key=processor.get_score)}
+
+
 def test_a_tight_cut_drops_unused_characters_before_used_pieces(sentencepiece: Sentencepiece) -> None:
     corpus = TEXTS[:2]
     used = {number for text in corpus for number in sentencepiece.encode(text, 500)}
-    wide, _ = sentencepiece.cut(corpus, 10_000)
-    special = [number for number in range(sentencepiece.size) if number < 3 or sentencepiece.processor.is_byte(number)] + sentencepiece.sentinels
-    size = len(used | set(special))
+    wide, _ = sentencepiece.cut(corpus, sentencepiece.size - 1)
+    special = _special(sentencepiece)
+    size = len(used | special)
     cut, order = sentencepiece.cut(corpus, size)
-    assert cut.size == size < wide.size and set(order) == used | set(special)
+    assert cut.size == size < wide.size and set(order) == used | special
     for text in corpus:
         assert [order[number] for number in cut.encode(text, 500)] == sentencepiece.encode(text, 500)
     smallest, order = sentencepiece.cut(corpus, len(special) + 5)
-    assert smallest.size == len(special) + 5 and set(special) <= set(order)
+    assert smallest.size == len(special) + 5 and special <= set(order)
     assert smallest.decode(smallest.encode(TEXTS[0], 500)) == TEXTS[0], "bytes carry what was cut"
-    with pytest.raises(ValueError, match=r"generator\.vocabulary_tokens=100 is less than the 359 special pieces"):
+    with pytest.raises(ValueError, match=r"model\.generator\.vocabulary_tokens=100 is less than the 360 pieces that are always kept"):
         sentencepiece.cut(corpus, 100)
+
+
+def test_a_model_that_fits_stays_as_it_is(sentencepiece: Sentencepiece) -> None:
+    for size in (sentencepiece.size, 10_000):
+        kept, order = sentencepiece.cut(TEXTS[:1], size)
+        assert kept is sentencepiece and order == list(range(sentencepiece.size))
+
+
+@pytest.fixture(scope="module")
+def models(sentencepiece: Sentencepiece) -> dict[str, Sentencepiece]:
+    """One with byte pieces, and, as the real mT5's, one without, whose sentinels run down at the end and carry the sign of a space."""
+    return {"bytes": sentencepiece, "mt5": mt5_like([text + "。" + RARE[:6] for text in TEXTS], 700)}
+
+
+def mt5_like(texts: list[str], size: int) -> Sentencepiece:
+    """A unigram model in the form of the real mT5's: NFKC, no byte pieces, ``▁<extra_id_99>`` to ``▁<extra_id_0>`` at its end."""
+    written = io.BytesIO()
+    sentencepiece_library.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=written,
+        vocab_size=size,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        character_coverage=0.98,
+        normalization_rule_name="nmt_nfkc",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    proto = model.ModelProto()
+    proto.ParseFromString(written.getvalue())
+    for number in reversed(range(100)):
+        proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=model.ModelProto.SentencePiece.USER_DEFINED)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return Sentencepiece(proto.SerializeToString())
+
+
+def test_sentinels_go_by_their_names(models: dict[str, Sentencepiece]) -> None:
+    real = models["mt5"]
+    assert real.sentinels == list(range(real.size - 1, real.size - 101, -1))
+    for made in models.values():
+        names = [made.processor.id_to_piece(number).lstrip("▁") for number in made.sentinels]
+        assert names == list(EXTRA_IDS)
+        cut, order = made.cut(TEXTS[:1], made.size - 1)
+        assert [order[number] for number in cut.sentinels] == made.sentinels
+
+
+@pytest.mark.parametrize("kind", ["bytes", "mt5"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data())
+def test_whatever_the_corpus_its_texts_are_read_as_before(kind: str, models: dict[str, Sentencepiece], draw: DataObject) -> None:
+    """Encode and decode are the same on every text of the corpus, also with unknown characters and sentinels, down to the least size that fits."""
+    whole = models[kind]
+    units = sampled_from([*"".join(TEXTS), *RARE, " ", "  ", "①", "<extra_id_3>", *(TEXTS[:7])])
+    corpus = draw.draw(lists(lists(units, max_size=12).map("".join), min_size=1, max_size=6))
+    used = {number for text in corpus for number in whole.processor.encode(text)}
+    least = len(used | _special(whole))
+    size = draw.draw(integers(least, whole.size))
+    cut, order = whole.cut(iter(corpus), size)
+    assert cut.size <= size
+    for text in corpus:
+        ids = cut.encode(text, 500)
+        assert [order[number] for number in ids] == whole.encode(text, 500)
+        assert cut.decode(ids) == whole.decode(whole.encode(text, 500))
+
+
+def test_the_lowest_score_stays(sentencepiece: Sentencepiece) -> None:
+    """An unknown character costs 10 more than it: without 低低, which nobody uses, 坏ab would be 坏 and ab, for 34 instead of 35."""
+    proto = model.ModelProto()
+    proto.ParseFromString(sentencepiece.proto)
+    del proto.pieces[3:]
+    for piece, score in {"坏a": -20.0, "b": -15.0, "ab": -4.0, "高": -3.0, "低低": -30.0}.items():
+        proto.pieces.add(piece=piece, score=score)
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.trainer_spec.byte_fallback = False
+    whole = Sentencepiece(proto.SerializeToString())
+    assert [whole.processor.encode(text, out_type=str) for text in ("坏ab", "ab")] == [["坏a", "b"], ["ab"]]
+    cut, order = whole.cut(["坏ab", "ab"], 7)
+    assert order == [0, 1, 2, 3, 4, 5, 7]
+    assert [order[number] for number in cut.processor.encode("坏ab")] == whole.processor.encode("坏ab")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "mt5"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(lists(sampled_from([*"".join(TEXTS), *RARE, " ", "①", "㍿", "<extra_id_3>", TEXTS[0]]), max_size=80).map("".join), integers(6, 40))
+def test_long_texts_are_cut_between_tokens_into_pieces_that_fit(kind: str, models: dict[str, Sentencepiece], text: str, limit: int) -> None:
+    made = models[kind]
+    pieces = made.pieces(text, limit)
+    assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+    lengths = [len(made.processor.encode(piece)) for piece in pieces]
+    assert max(lengths, default=0) < limit
+    tokens = len(made.processor.encode(text))
+    assert len(pieces) >= math.ceil(tokens / (limit - 1))
+    if tokens < limit:
+        assert pieces == ([text] if text.strip() else [])
 
 
 def test_long_texts_are_cut_for_the_trainer() -> None:

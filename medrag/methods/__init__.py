@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -100,6 +100,13 @@ class Method(nn.Module, ABC):
     def answer(self, questions: Sequence[str]) -> list[Answer]:
         """Answer, in the order asked."""
 
+    def stream(self, question: str) -> Iterator[str | Answer]:
+        """Pieces of the answer's text as soon as they are certain, and the answer last; the pieces joined are its text. Here in one piece."""
+        (answer,) = self.answer([question])
+        if answer.text:
+            yield answer.text
+        yield answer
+
     def renew(self, examples: Sequence[Example], folder: Path, epoch: float, since: float) -> None:
         """Called on every rank before each step, at ``epoch`` (examples seen / examples): the time to draw from something new.
 
@@ -119,6 +126,19 @@ class Method(nn.Module, ABC):
                 total += float(self(batch)) * batch.weight
                 units += batch.weight
         return {"minus_nats": -total / max(units, 1)}
+
+
+def bare_texts(examples: Sequence[Example], passages: Iterable[Passage], pieces: Callable[[str], Iterable[str]]) -> list[Example]:
+    """The questions' and the passages' texts, cut by ``pieces``, as the answers of examples without a question: what language is learned from."""
+    # titles are left out: a passage's may be the question it answered, which may be one that is kept for testing
+    questions = ((example.id, example.question) for example in examples)
+    texts = ((f"passage {passage.id}", passage.text) for passage in passages)
+    return [
+        Example(f"{name} {number}" if number else name, "", (piece,), ())
+        for named in (questions, texts)
+        for name, text in named
+        for number, piece in enumerate(pieces(text))
+    ]
 
 
 def names() -> list[str]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, final
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medrag.encoder import Encoder
-from medrag.methods import Batch, Method, Parts
+from medrag.methods import Batch, Method, Parts, bare_texts
 from medrag.types import Answer, Example, Passage
 from medrag.vocabulary import Wordpiece
 
@@ -65,15 +64,7 @@ class MaskedLanguageModel(Method):
 
     def learns_from(self, examples: Sequence[Example], passages: Iterable[Passage]) -> list[Example]:
         """The questions' and the passages' texts, in pieces, as the answers of examples without a question."""
-        # titles are left out: a passage's may be the question it answered, which may be one that is kept for testing
-        questions = ((example.id, example.question) for example in examples)
-        texts = ((f"passage {passage.id}", passage.text) for passage in passages)
-        return [
-            Example(f"{name} {number}" if number else name, "", (piece,), ())
-            for named in (questions, texts)
-            for name, text in named
-            for number, piece in enumerate(self._pieces(text))
-        ]
+        return bare_texts(examples, passages, lambda text: self.wordpiece.pieces(text, self.config.tokens))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Corrupted texts (B, L), where their masked tokens stand among the B * L places, and which tokens they were (both M).
@@ -110,19 +101,6 @@ class MaskedLanguageModel(Method):
                 right += int((logits_MV.argmax(-1) == batch.tensors["token_M"]).sum())
                 units += batch.weight
         return {"minus_nats": -nats / max(units, 1), "masked_accuracy": right / max(units, 1)}
-
-    def _pieces(self, text: str) -> Iterator[str]:
-        """A text of at most ``tokens`` whole; a longer one cut between tokens into the fewest pieces, all of like length."""
-        room = self.config.tokens - 2
-        if len(text) <= room:
-            yield from [text] if text.strip() else []
-            return
-        starts = [start for start, _ in self.wordpiece.tokenizer.encode(text, add_special_tokens=False).offsets]
-        count = math.ceil(len(starts) / room)
-        cuts = [0, *(starts[len(starts) * number // count] for number in range(1, count)), len(text)]
-        for start, end in pairwise(cuts):
-            if text[start:end].strip():
-                yield text[start:end]
 
     def _masked(self, examples: Sequence[Example], draws: Sequence[torch.Generator | None]) -> Batch:
         if missing := [example.id for example in examples if not example.answers]:
