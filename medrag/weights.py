@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,12 +16,22 @@ def save(module: nn.Module, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items() if name in kept}, path)
 
 
-def load(module: nn.Module, path: Path) -> None:
-    """Fill the module. Raises ValueError where the file is damaged, or its tensors are not exactly the module's."""
+def read(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by name. Raises ValueError where it is damaged."""
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not whole safetensors ({error})") from error
+
+
+def write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors under their names, marked as PyTorch's, which other programs ask for."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def load(module: nn.Module, path: Path) -> None:
+    """Fill the module. Raises ValueError where the file is damaged, or its tensors are not exactly the module's."""
+    tensors = read(path)
     state = module.state_dict()
     given = {_place(state[name]) for name in tensors if name in state}
     missing = [name for name in state if _place(state[name]) not in given]

@@ -1,23 +1,23 @@
-"""mT5 cut at the waist: ``encode`` and ``decode`` stand apart, so that methods can combine passages between them; beam search.
+"""mT5 cut at the waist: ``encode`` and ``decode`` stand apart, so that methods can combine passages between them.
 
-Xue et al. 2021 (mT5). Shapes: N sequences, L source tokens, T target tokens, D width, V vocabulary, R rows.
+Xue et al. 2021 (mT5). Shapes: N sequences, L source tokens, T target tokens, M target tokens packed, D width, V vocabulary, B beams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import MT5Config, MT5ForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from medrag import losses
+from medrag.generator import layout
 from medrag.generator.decoding import Decoding, Hypothesis, beam_search
+from medrag.generator.head import target_logp
+from medrag.generator.network import T5, Shape, feeds_residual
+from medrag.generator.stepping import Stepper
 from medrag.vocabulary import Sentencepiece, pretrained_folder
 
 
@@ -39,133 +39,77 @@ class Config:
 
 
 class Generator(nn.Module):
-    """An mT5 whose head is never tied to its embedding."""
+    """An mT5 whose head is never tied to its embedding, and its vocabulary."""
 
-    def __init__(self, mt5: MT5Config, sentencepiece: Sentencepiece) -> None:
+    def __init__(self, shape: Shape, sentencepiece: Sentencepiece) -> None:
         super().__init__()
-        self.mt5 = MT5ForConditionalGeneration(mt5)
+        self.network = T5(shape)
         self.sentencepiece = sentencepiece
         self.pad = sentencepiece.pad
         self.scale = 1.0
-        untie(self.mt5)
 
     @property
     def parameters_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """Encoder states (N, L, D)."""
-        state_NLD: Tensor = self.mt5.encoder(input_ids=ids_NL, attention_mask=mask_NL.long()).last_hidden_state
-        return state_NLD
+        """Encoder states (N, L, D), zero at padding."""
+        return self.network.encode(ids_NL, mask_NL)
 
     def decode(self, state_NLD: Tensor, mask_NL: Tensor, target_NT: Tensor) -> Tensor:
         """Log-probability of each target token (N, T) given those before it: fp32, zero at padding."""
-        start_N1 = torch.full_like(target_NT[:, :1], self.pad)
-        hidden_NTD = self.mt5.decoder(
-            input_ids=torch.cat([start_N1, target_NT[:, :-1]], dim=1),
-            encoder_hidden_states=state_NLD,
-            encoder_attention_mask=mask_NL.long(),
-            use_cache=False,
-        ).last_hidden_state
-        return losses.target_logp(self.mt5.lm_head(hidden_NTD), target_NT, self.pad)
+        target_M, kept_NT, hidden_MD = self._read(state_NLD, mask_NL, target_NT)
+        logp_M = target_logp(hidden_MD, self.network.lm_head.weight, target_M, self.pad)
+        return torch.zeros(target_NT.shape, device=logp_M.device).masked_scatter(kept_NT, logp_M)
 
-    def stepper(self, state_NLD: Tensor, mask_NL: Tensor) -> Stepper:
-        """Decode token by token with a key-value cache."""
-        return Stepper(self, state_NLD, mask_NL)
+    def _read(self, state_NLD: Tensor, mask_NL: Tensor, target_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The target tokens up to each row's last, where they stand, and the decoder's states before them."""
+        before_NT = torch.cat([torch.full_like(target_NT[:, :1], self.pad), target_NT[:, :-1]], dim=1)
+        kept_NT = (target_NT != self.pad).flip(1).cumsum(1).flip(1) > 0
+        return target_NT[kept_NT], kept_NT, self.network.decode(state_NLD, mask_NL, before_NT, kept_NT)
+
+    def stepper(self, state_NLD: Tensor, mask_NL: Tensor, beams: int = 1) -> Stepper:
+        """Decode N sources token by token, each in ``beams`` rows that share what is read of the source."""
+        return Stepper(self.network, state_NLD, mask_NL, beams)
 
     def search(self, state_NLD: Tensor, mask_NL: Tensor, decoding: Decoding) -> list[list[Hypothesis]]:
         """Beam search over each source by itself: the best hypotheses of each, best first."""
-        rows, beams, device = len(state_NLD), decoding.beams, state_NLD.device
-        stepper = self.stepper(state_NLD.repeat_interleave(beams, dim=0), mask_NL.repeat_interleave(beams, dim=0))
-        base_R1 = torch.arange(rows, device=device).unsqueeze(1) * beams
+        stepper = self.stepper(state_NLD, mask_NL, decoding.beams)
 
-        def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-            if parent_RB is not None:
-                stepper.reorder((base_R1 + parent_RB).flatten())
-            return stepper.step(token_RB.flatten()).view(rows, beams, -1)
+        def step(token_NB: Tensor, parent_NB: Tensor | None) -> Tensor:
+            if parent_NB is not None:
+                stepper.reorder(parent_NB)
+            return stepper.step(token_NB)
 
-        return beam_search(step, rows, self.sentencepiece, decoding, device)
+        return beam_search(step, len(state_NLD), self.sentencepiece, decoding, state_NLD.device)
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stack in (self.mt5.encoder, self.mt5.decoder):
-            for block in stack.block:
-                block.forward = _recomputed(block.forward)
+        self.network.encoder.recompute = self.network.decoder.recompute = True
 
     def rescale(self, scale: float) -> None:
         """Divide the residual stream by ``scale`` in all, without changing the function, so that fp16 holds it.
 
-        mT5's feed-forward output passes fp16's 65,504. Embedding, attention output and the linear half of the feed-forward are
-        divided by the scale and RMSNorm's epsilon by its square; every norm then yields what it did. A generator that has that scale
-        already (a saved one, say) stays as it is.
+        mT5's feed-forward output passes fp16's 65,504. A generator that has that scale already (a saved one, say) stays as it is.
         """
         factor, self.scale = scale / self.scale, scale
-        with torch.no_grad():
-            self.mt5.shared.weight /= factor
-            for stack in (self.mt5.encoder, self.mt5.decoder):
-                for block in stack.block:
-                    for layer in block.layer[:-1]:
-                        attention = layer.SelfAttention if hasattr(layer, "SelfAttention") else layer.EncDecAttention
-                        attention.o.weight /= factor
-                    block.layer[-1].DenseReluDense.wi_1.weight /= factor
-        epsilon = self.mt5.config.layer_norm_epsilon / factor**2
-        self.mt5.config.layer_norm_epsilon = epsilon
-        for module in self.mt5.modules():
-            if hasattr(module, "variance_epsilon"):
-                module.variance_epsilon = epsilon
+        self.network.rescale(factor)
 
     def describe(self) -> dict[str, Any]:
         """What ``restore`` needs to make a generator of this shape."""
-        return {"mt5": self.mt5.config.to_dict(), "scale": self.scale}
+        return {"network": asdict(self.network.shape), "scale": self.scale}
 
-
-class Stepper:
-    """One decoding in progress over N sequences: ``step`` takes their last tokens and gives log-probabilities of the next."""
-
-    def __init__(self, generator: Generator, state_NLD: Tensor, mask_NL: Tensor) -> None:
-        self.generator = generator
-        self.state_NLD = state_NLD
-        self.mask_NL = mask_NL.long()
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-    def step(self, token_N: Tensor) -> Tensor:
-        """Log-probabilities (N, V) of the next token, fp32."""
-        hidden_N1D = self.generator.mt5.decoder(
-            input_ids=token_N.unsqueeze(1),
-            encoder_hidden_states=self.state_NLD,
-            encoder_attention_mask=self.mask_NL,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits_NV = self.generator.mt5.lm_head(hidden_N1D[:, 0]).float()
-        return torch.log_softmax(logits_NV, dim=-1)
-
-    def reorder(self, row_N: Tensor) -> None:
-        """Continue row ``row_N[i]`` at place ``i``; only the own past moves, so a row may be replaced only by one of the same source."""
-        self.cache.self_attention_cache.reorder_cache(row_N)
-
-
-def untie(mt5: MT5ForConditionalGeneration) -> None:
-    """Give the head a matrix of its own; transformers 5 ties it to the embedding whatever mT5's configuration says."""
-    if mt5.lm_head.weight is mt5.shared.weight:
-        mt5.lm_head.weight = nn.Parameter(mt5.lm_head.weight.detach().clone())
-
-
-def _recomputed(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """transformers' own switch for this changed its name within version 5, with a warning for the old one."""
-
-    def forward(*inputs: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return plain(*inputs, **named)
-        return checkpoint(plain, *inputs, use_reentrant=False, **named)
-
-    return forward
+    def export(self, folder: Path) -> None:
+        """A folder in the transformers layout, in fp32 and without a scale, which ``model.generator.pretrained`` reads again."""
+        tensors = {name: tensor.detach().float() for name, tensor in self.network.state_dict().items()}
+        whole = {name: tensor * self.scale if feeds_residual(name) else tensor for name, tensor in tensors.items()}
+        layout.write(folder, self.network.shape, whole, self.sentencepiece)
 
 
 def restore(description: dict[str, Any], sentencepiece: Sentencepiece) -> Generator:
     """A generator of the described shape with random weights, to load saved ones into."""
-    generator = Generator(MT5Config(**description["mt5"]), sentencepiece)
-    generator.scale = float(description["scale"])
+    generator = Generator(Shape(**description["network"]), sentencepiece)
+    generator.rescale(float(description["scale"]))
     return generator
 
 
@@ -179,44 +123,21 @@ def build_vocabulary(config: Config, texts: Iterable[str]) -> Sentencepiece:
 def build(config: Config, sentencepiece: Sentencepiece) -> Generator:
     """A generator with the pretrained folder's weights, embedding and head cut to the vocabulary, or with random weights.
 
-    Raises ValueError where the folder holds no safetensors.
+    Raises ValueError where the folder holds no mT5 in safetensors.
     """
     if config.pretrained:
-        return _pretrained(pretrained_folder(config.pretrained), sentencepiece, config.dropout)
-    mt5 = MT5Config(
-        vocab_size=sentencepiece.size,
-        d_model=config.width,
-        d_kv=config.head_width,
-        num_heads=config.heads,
-        d_ff=config.feed_forward,
-        num_layers=config.layers,
-        num_decoder_layers=config.layers,
-        dropout_rate=config.dropout,
-        pad_token_id=sentencepiece.pad,
-        eos_token_id=sentencepiece.end,
-        decoder_start_token_id=sentencepiece.pad,
+        shape, tensors = layout.read(pretrained_folder(config.pretrained), sentencepiece, config.dropout)
+        generator = Generator(shape, sentencepiece)
+        generator.network.load_state_dict(tensors)
+        return generator
+    shape = Shape(
+        vocabulary_tokens=sentencepiece.size,
+        width=config.width,
+        head_width=config.head_width,
+        heads=config.heads,
+        layers=config.layers,
+        decoder_layers=config.layers,
+        feed_forward=config.feed_forward,
+        dropout=config.dropout,
     )
-    generator = Generator(mt5, sentencepiece)
-    nn.init.normal_(generator.mt5.lm_head.weight, std=config.width**-0.5)
-    return generator
-
-
-def _pretrained(folder: Path, sentencepiece: Sentencepiece, dropout: float) -> Generator:
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"model.generator.pretrained={folder}: no model.safetensors there (other weight formats are refused)")
-    whole = MT5ForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dropout_rate=dropout)
-    untie(whole)
-    old = {piece: number for number, piece in enumerate(_names(Sentencepiece.load(folder)))}
-    order = torch.tensor([old[piece] for piece in _names(sentencepiece)])
-    mt5 = MT5Config(**{**whole.config.to_dict(), "vocab_size": sentencepiece.size})
-    generator = Generator(mt5, sentencepiece)
-    weights = whole.state_dict()
-    for name in ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
-        if name in weights:
-            weights[name] = weights[name][order]
-    generator.mt5.load_state_dict(weights)
-    return generator
-
-
-def _names(sentencepiece: Sentencepiece) -> list[str]:
-    return [sentencepiece.processor.id_to_piece(number) for number in range(sentencepiece.size)]
+    return Generator(shape, sentencepiece)

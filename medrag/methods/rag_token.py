@@ -1,7 +1,7 @@
 """RAG-Token: every token of the answer is a mixture over the passages (Lewis et al. 2020, section 2.1).
 
 The passages' vectors come from a fixed index; question encoder and generator are trained together. Shapes: B questions, K passages,
-L source tokens, T target tokens, V vocabulary, R rows (= B), N = R x beams x K.
+L source tokens, T target tokens, V vocabulary, R rows (= B), N = R x K sources.
 """
 
 from __future__ import annotations
@@ -59,19 +59,15 @@ class RagToken(Method):
             return []
         reading = reader.read(self.retriever, self.generator, questions, self.config)
         rows, beams, passages = len(questions), self.decoding.beams, reading.passages
-        stepper = self.generator.stepper(_spread(reading.state_NLD, rows, beams), _spread(reading.mask_NL, rows, beams))
-        device = reading.state_NLD.device
-        base_R1 = torch.arange(rows, device=device).unsqueeze(1) * beams
-        own_K = torch.arange(passages, device=device)
+        stepper = self.generator.stepper(reading.state_NLD, reading.mask_NL, beams)
 
         def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
             if parent_RB is not None:
-                place_N = (base_R1 + parent_RB).flatten().unsqueeze(1) * passages + own_K
-                stepper.reorder(place_N.flatten())
-            logp_RBKV = stepper.step(token_RB.flatten().repeat_interleave(passages)).view(rows, beams, passages, -1)
-            return torch.logsumexp(reading.prior_BK[:, None, :, None] + logp_RBKV, dim=2)
+                stepper.reorder(parent_RB.repeat_interleave(passages, 0))
+            logp_RKBV = stepper.step(token_RB.repeat_interleave(passages, 0)).view(rows, passages, beams, -1)
+            return torch.logsumexp(reading.prior_BK[:, :, None, None] + logp_RKBV, dim=1)
 
-        found = beam_search(step, rows, self.generator.sentencepiece, self.decoding, device)
+        found = beam_search(step, rows, self.generator.sentencepiece, self.decoding, reading.state_NLD.device)
         answers = []
         for question, hits, hypotheses in zip(questions, reading.hits, found, strict=True):
             best = hypotheses[0]
@@ -84,9 +80,3 @@ def build(config: Config, parts: Parts) -> RagToken:
     """Raises ValueError where no passage would be read."""
     reader.check(config)
     return RagToken(config, parts.need_retriever(), parts.need_generator())
-
-
-def _spread(x: Tensor, rows: int, beams: int) -> Tensor:
-    """(R*K, ...) -> (R*B*K, ...): every beam of a row gets the row's passages."""
-    grouped = x.view(rows, 1, -1, *x.shape[1:])
-    return grouped.expand(rows, beams, *grouped.shape[2:]).reshape(-1, *x.shape[1:])

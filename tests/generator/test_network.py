@@ -1,25 +1,22 @@
-"""mT5 cut at the waist, against transformers' own; beam search against enumeration; fp16; pretrained folders."""
+"""Our T5 against transformers' own, values and gradients; the parts of it that are ours alone; folders in the transformers layout."""
 
 from __future__ import annotations
 
-import copy
-import itertools
-import math
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Tiny
+from oracle import COPIES, config_of, logits, transformers_t5, untied
 from torch import Tensor, nn
 from transformers import MT5Config, MT5ForConditionalGeneration
 
 from medrag import generator
 from medrag.generator import Generator
-from medrag.generator.decoding import Decoding, Hypothesis, Step, beam_search
-from medrag.vocabulary import EXTRA_IDS, Sentencepiece
-
-CPU = torch.device("cpu")
+from medrag.generator.attention import relative_bucket
+from medrag.generator.network import T5, Rows, Shape
+from medrag.vocabulary import Sentencepiece
 
 
 def batch(tiny: Tiny) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,400 +27,169 @@ def batch(tiny: Tiny) -> tuple[Tensor, Tensor, Tensor]:
     return ids_NL, mask_NL, target_NT
 
 
-# -- decoding -------------------------------------------------------------------------------------------------------------------
+def long_batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Sources and targets longer than the distance from which all tokens share a bucket."""
+    ids_NL, target_NT = torch.randint(3, 600, (3, 150)), torch.randint(3, 600, (3, 140))
+    mask_NL = torch.arange(150) < torch.tensor([[150], [7], [149]])
+    return ids_NL.masked_fill(~mask_NL, 0), mask_NL, target_NT.masked_fill(torch.arange(140) >= torch.tensor([[140], [139], [1]]), 0)
 
 
-def test_decode_equals_transformers(tiny: Tiny) -> None:
+def logp(made: Generator, ids_NL: Tensor, mask_NL: Tensor, target_NT: Tensor) -> Tensor:
+    return made.decode(made.encode(ids_NL, mask_NL), mask_NL, target_NT)
+
+
+# -- against transformers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_values_and_gradients_equal_transformers(tiny: Tiny, long: bool) -> None:
     made = tiny.generator()
-    ids_NL, mask_NL, target_NT = batch(tiny)
-    labels_NT = target_NT.masked_fill(target_NT == made.pad, -100)
-    whole = made.mt5(input_ids=ids_NL, attention_mask=mask_NL.long(), labels=labels_NT)
-    logp_NT = made.decode(made.encode(ids_NL, mask_NL), mask_NL, target_NT)
+    whole = transformers_t5(made)
+    ids_NL, mask_NL, target_NT = long_batch() if long else batch(tiny)
+    said = whole(input_ids=ids_NL, attention_mask=mask_NL.long(), labels=target_NT.masked_fill(target_NT == made.pad, -100))
+    kept_NT = target_NT != made.pad
+    expected_NT = said.logits.log_softmax(-1).gather(2, target_NT.unsqueeze(-1)).squeeze(-1) * kept_NT
+    logp_NT = logp(made, ids_NL, mask_NL, target_NT)
+    assert logp_NT.dtype == torch.float32 and torch.allclose(logp_NT, expected_NT, atol=1e-5)
+    assert torch.allclose(-logp_NT.sum() / kept_NT.sum(), said.loss, atol=1e-5)
+    assert (logp_NT[~kept_NT] == 0).all() and (logp_NT[kept_NT] < 0).all()
 
-    expected_NT = whole.logits.log_softmax(-1).gather(2, target_NT.unsqueeze(-1)).squeeze(-1) * (target_NT != made.pad)
-    assert torch.allclose(logp_NT, expected_NT, atol=1e-5)
-    assert torch.allclose(-logp_NT.sum() / (target_NT != made.pad).sum(), whole.loss, atol=1e-5)
-    assert (logp_NT[target_NT == made.pad] == 0).all() and (logp_NT[target_NT != made.pad] < 0).all()
+    weight_NT = torch.rand(target_NT.shape)
+    (logp_NT * weight_NT).sum().backward()  # type: ignore[no-untyped-call]
+    (expected_NT * weight_NT).sum().backward()
+    theirs = dict(whole.named_parameters())
+    assert set(theirs) == {name for name, _ in made.network.named_parameters()}
+    for name, parameter in made.network.named_parameters():
+        assert parameter.grad is not None, name
+        largest = max(1.0, float(theirs[name].grad.abs().max()))
+        assert torch.allclose(parameter.grad, theirs[name].grad, atol=1e-5 * largest), name
+
+
+def test_weights_go_both_ways(tiny: Tiny) -> None:
+    """Under equal names; the embedding, which transformers lists three times, is held once."""
+    made = tiny.generator()
+    theirs = transformers_t5(made).state_dict()
+    assert set(theirs) - set(made.network.state_dict()) == COPIES
+    again = tiny.generator(seed=1)
+    again.network.load_state_dict({name: tensor for name, tensor in theirs.items() if name not in COPIES})
+    ids_NL, mask_NL, target_NT = batch(tiny)
+    assert torch.equal(logp(again, ids_NL, mask_NL, target_NT), logp(made, ids_NL, mask_NL, target_NT))
+    assert made.network.lm_head.weight is not made.network.shared.weight
+    assert made.parameters_count == sum(parameter.numel() for parameter in transformers_t5(made).parameters())
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_buckets_equal_transformers(both_ways: bool) -> None:
+    from transformers.models.mt5.modeling_mt5 import MT5Attention
+
+    ahead = torch.arange(-400, 401)
+    for buckets, distance in ((32, 128), (16, 40)):
+        theirs = MT5Attention._relative_position_bucket(ahead, both_ways, buckets, distance)
+        assert torch.equal(relative_bucket(ahead, both_ways, buckets, distance), theirs)
+
+
+def test_random_weights_are_of_the_size_of_transformers(tiny: Tiny) -> None:
+    """All but the head's, which transformers would draw as wide as the embedding's where it does not tie it."""
+    torch.manual_seed(3)
+    ours = T5(Shape(600, 64, 8, 6, 2, 2, 96, 0.1))
+    theirs = untied(config_of(ours)).state_dict()
+    for name, tensor in ours.state_dict().items():
+        expected = 64**-0.5 if name == "lm_head.weight" else float(theirs[name].std())
+        assert float(tensor.std()) == pytest.approx(expected, rel=0.25), name
+
+
+def test_the_reference_size_is_80_million() -> None:
+    """44,062,080 + 1,024 V parameters, head untied."""
+    config = generator.Config()
+    with torch.device("meta"):
+        shape = Shape(
+            config.vocabulary_tokens, config.width, config.head_width, config.heads, config.layers, config.layers, config.feed_forward, config.dropout
+        )
+        whole = T5(shape)
+    assert sum(parameter.numel() for parameter in whole.parameters()) == 44_062_080 + 1_024 * 35_072 == 79_975_808
+
+
+# -- what is ours ---------------------------------------------------------------------------------------------------------------
 
 
 def test_padding_of_the_source_changes_nothing(tiny: Tiny) -> None:
     made = tiny.generator()
     ids_NL, mask_NL, target_NT = batch(tiny)
-    together = made.decode(made.encode(ids_NL, mask_NL), mask_NL, target_NT)
+    together = logp(made, ids_NL, mask_NL, target_NT)
     for number in range(len(ids_NL)):
         length = int(mask_NL[number].sum())
-        ids, mask = ids_NL[number : number + 1, :length], mask_NL[number : number + 1, :length]
-        alone = made.decode(made.encode(ids, mask), mask, target_NT[number : number + 1])
+        alone = logp(made, ids_NL[number : number + 1, :length], mask_NL[number : number + 1, :length], target_NT[number : number + 1])
         assert torch.allclose(alone[0], together[number], atol=1e-5)
 
 
-def test_the_head_is_not_the_embedding(tiny: Tiny) -> None:
-    made = tiny.generator()
-    assert made.mt5.lm_head.weight is not made.mt5.shared.weight
-    assert made.mt5.encoder.embed_tokens.weight is made.mt5.shared.weight
-    assert made.mt5.decoder.embed_tokens.weight is made.mt5.shared.weight
-    assert made.parameters_count == sum(parameter.numel() for parameter in made.mt5.parameters())
+def test_packing_and_spreading_are_each_others_inverse() -> None:
+    mask_NL = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    rows = Rows.of(mask_NL)
+    x_NLD = torch.randn(3, 3, 2)
+    assert torch.equal(rows.pack(x_NLD), x_NLD[mask_NL])
+    assert torch.equal(rows.spread(rows.pack(x_NLD)), x_NLD * mask_NL.unsqueeze(-1))
+    assert Rows.of(torch.ones(2, 3)).place_M is None
 
 
-def test_the_reference_size_is_80_million() -> None:
-    """44,062,080 + 1,024 V parameters, head untied."""
-    with torch.device("meta"):
-        config = generator.Config()
-        mt5 = MT5Config(
-            vocab_size=config.vocabulary_tokens,
-            d_model=config.width,
-            d_kv=config.head_width,
-            num_heads=config.heads,
-            d_ff=config.feed_forward,
-            num_layers=config.layers,
-            num_decoder_layers=config.layers,
-        )
-        whole = MT5ForConditionalGeneration(mt5)
-        generator.untie(whole)
-    assert sum(parameter.numel() for parameter in whole.parameters()) == 44_062_080 + 1_024 * 35_072 == 79_975_808
-
-
-@torch.no_grad()
-def test_step_by_step_equals_teacher_forcing(tiny: Tiny) -> None:
+def test_padding_between_target_tokens_is_read_as_transformers_reads_it(tiny: Tiny) -> None:
     made = tiny.generator()
     ids_NL, mask_NL, target_NT = batch(tiny)
-    state_NLD = made.encode(ids_NL, mask_NL)
-    start_NT = torch.cat([torch.full_like(target_NT[:, :1], made.pad), target_NT[:, :-1]], dim=1)
-    whole_NTV = made.mt5(input_ids=ids_NL, attention_mask=mask_NL.long(), decoder_input_ids=start_NT).logits.log_softmax(-1)
-    stepper = made.stepper(state_NLD, mask_NL)
-    for t in range(target_NT.shape[1]):
-        logp_NV = stepper.step(start_NT[:, t])
-        assert torch.allclose(logp_NV, whole_NTV[:, t], atol=1e-5)
-        assert torch.allclose(logp_NV.exp().sum(-1), torch.ones(len(ids_NL)), atol=1e-5)
+    target_NT[0, 2] = made.pad
+    before_NT = torch.cat([torch.zeros_like(target_NT[:, :1]), target_NT[:, :-1]], dim=1)
+    expected_NT = logits(made, ids_NL, mask_NL, before_NT).log_softmax(-1).gather(2, target_NT.unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(logp(made, ids_NL, mask_NL, target_NT), expected_NT * (target_NT != made.pad), atol=1e-5)
 
 
-@torch.no_grad()
-def test_reorder_moves_the_past(tiny: Tiny) -> None:
-    """Two beams of one source change places after two tokens; each must go on from the other's past."""
-    made = tiny.generator()
-    ids_NL, mask_NL = tiny.sentencepiece.batch(tiny.questions[:1] * 2, 32)
-    state_NLD = made.encode(ids_NL, mask_NL)
-    prefix_NT = torch.tensor([[0, 400, 410], [0, 420, 430]])
-    stepper = made.stepper(state_NLD, mask_NL)
-    for t in range(3):
-        before_NV = stepper.step(prefix_NT[:, t])
-    stepper.reorder(torch.tensor([1, 0]))
-    after_NV = stepper.step(torch.tensor([440, 440]))
-
-    prefix_NT = torch.cat([prefix_NT[[1, 0]], torch.full((2, 1), 440)], dim=1)
-    whole_NTV = made.mt5(input_ids=ids_NL, attention_mask=mask_NL.long(), decoder_input_ids=prefix_NT).logits.log_softmax(-1)
-    assert torch.allclose(after_NV, whole_NTV[:, -1], atol=1e-5)
-    assert not torch.allclose(after_NV, after_NV[[1, 0]], atol=1e-3)
-    assert not torch.allclose(before_NV, after_NV, atol=1e-3)
-
-
-def test_checkpointed_activations_give_equal_gradients(tiny: Tiny) -> None:
-    plain, checkpointed = tiny.generator().train(), tiny.generator().train()
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointed_activations_give_equal_gradients(tiny: Tiny, dropout: float) -> None:
+    """Under dropout too: what is computed again drops the same."""
+    shape = Shape(tiny.sentencepiece.size, 32, 8, 4, 2, 2, 48, dropout)
+    plain, checkpointed = Generator(shape, tiny.sentencepiece).train(), Generator(shape, tiny.sentencepiece).train()
+    checkpointed.load_state_dict(plain.state_dict())
     checkpointed.checkpoint_activations()
-    ids_NL, mask_NL, target_NT = batch(tiny)
+    found = []
     for made in (plain, checkpointed):
-        made.decode(made.encode(ids_NL, mask_NL), mask_NL, target_NT).sum().backward()  # type: ignore[no-untyped-call]
+        torch.manual_seed(4)
+        found.append(logp(made, *batch(tiny)))
+        found[-1].sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(found[0], found[1])
     for (name, one), two in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         assert one.grad is not None and two.grad is not None, name
         assert torch.allclose(one.grad, two.grad, atol=1e-5), name
 
 
+def test_dropout_drops_where_it_learns_and_nowhere_else(tiny: Tiny) -> None:
+    torch.manual_seed(0)
+    made = Generator(Shape(tiny.sentencepiece.size, 32, 8, 4, 2, 2, 48, 0.3), tiny.sentencepiece).train()
+    inputs = batch(tiny)
+    assert not torch.allclose(logp(made, *inputs), logp(made, *inputs), atol=1e-3)
+    made.eval()
+    assert torch.equal(logp(made, *inputs), logp(made, *inputs))
+
+
 def test_a_restored_generator_is_the_saved_one(tiny: Tiny) -> None:
     made = tiny.generator()
     made.rescale(8.0)
-    again = generator.restore(made.describe(), tiny.sentencepiece).eval()
+    description = json.loads(json.dumps(made.describe()))
+    again = generator.restore(description, tiny.sentencepiece).eval()
     again.load_state_dict(made.state_dict())
-    ids_NL, mask_NL, target_NT = batch(tiny)
-    one, two = (each.decode(each.encode(ids_NL, mask_NL), mask_NL, target_NT) for each in (made, again))
-    assert torch.equal(one, two)
+    assert again.describe() == made.describe()
+    assert torch.equal(logp(made, *batch(tiny)), logp(again, *batch(tiny)))
 
 
-# -- beam search ----------------------------------------------------------------------------------------------------------------
-
-Table = dict[tuple[int, ...], dict[int, float]]
-LETTERS = (400, 401, 402)
-
-
-def table(seed: int, length: int, end: int) -> Table:
-    """After every prefix of ``LETTERS`` shorter than ``length``, log-probabilities of the letters and of the end."""
-    torch.manual_seed(seed)
-    prefixes = [prefix for size in range(length) for prefix in itertools.product(LETTERS, repeat=size)]
-    return {prefix: dict(zip((*LETTERS, end), torch.randn(4).mul(1.5).log_softmax(0).tolist(), strict=True)) for prefix in prefixes}
-
-
-def stepper(tables: list[Table], vocabulary: int) -> Step:
-    """A step function that follows the parents it is told, so that a wrong parent gives wrong numbers."""
-    texts: list[list[tuple[int, ...]]] = []
-
-    def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-        nonlocal texts
-        if parent_RB is None:
-            texts = [[()] * token_RB.shape[1] for _ in tables]
-        else:
-            texts = [
-                [(*texts[row][parent], token) for parent, token in zip(parents, tokens, strict=True)]
-                for row, (parents, tokens) in enumerate(zip(parent_RB.tolist(), token_RB.tolist(), strict=True))
-            ]
-        logp_RBV = torch.full((*token_RB.shape, vocabulary), -math.inf)
-        for row, beams in enumerate(texts):
-            for beam, text in enumerate(beams):
-                for token, logp in tables[row].get(text, {}).items():
-                    logp_RBV[row, beam, token] = logp
-        return logp_RBV
-
-    return step
-
-
-def every_hypothesis(known: Table, length: int, end: int, power: float) -> list[Hypothesis]:
-    """All finished and, at the limit, unfinished texts with their log-probabilities, best first."""
-    found = []
-    for size in range(length + 1):
-        for text in itertools.product(LETTERS, repeat=size):
-            logprob = sum(known[text[:t]][text[t]] for t in range(size))
-            if size < length:
-                finished = logprob + known[text][end]
-                found.append(Hypothesis(text, finished, finished / (size + 1) ** power))
-            else:
-                found.append(Hypothesis(text, logprob, logprob / size**power, False))
-    return sorted(found, key=lambda hypothesis: -hypothesis.rank)
-
-
-@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
-def test_enough_beams_equal_enumeration(tiny: Tiny, power: float) -> None:
-    end, length = tiny.sentencepiece.end, 3
-    tables = [table(seed, length, end) for seed in (1, 2)]
-    expected = [every_hypothesis(known, length, end, power) for known in tables]
-    assert len(expected[0]) == 1 + 3 + 9 + 27
-    decoding = Decoding(beams=40, answer_tokens=length, length_power=power, no_repeat_tokens=0)
-    found = beam_search(stepper(tables, tiny.sentencepiece.size), 2, tiny.sentencepiece, decoding, CPU)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
-        assert [h.finished for h in ours] == [h.finished for h in theirs]
-        assert [h.logprob for h in ours] == pytest.approx([h.logprob for h in theirs], abs=1e-4)
-        assert [h.rank for h in ours] == pytest.approx([h.rank for h in theirs], abs=1e-4)
-
-
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_few_beams_give_true_hypotheses_best_first(tiny: Tiny, power: float) -> None:
-    """However few the beams, what is found carries its true log-probability, and stopping early loses nothing that was running."""
-    end, length = tiny.sentencepiece.end, 4
-    for seed in range(8):
-        known = table(seed, length, end)
-        expected = {h.tokens: h for h in every_hypothesis(known, length, end, power)}
-        decoding = Decoding(beams=3, answer_tokens=length, length_power=power, no_repeat_tokens=0)
-        (found,) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
-        assert 1 <= len(found) <= 3
-        assert len({h.tokens for h in found}) == len(found)
-        assert [h.rank for h in found] == sorted((h.rank for h in found), reverse=True)
-        for hypothesis in found:
-            assert hypothesis.logprob == pytest.approx(expected[hypothesis.tokens].logprob, abs=1e-4)
-            assert hypothesis.finished == expected[hypothesis.tokens].finished
-
-
-def test_rows_do_not_disturb_each_other(tiny: Tiny) -> None:
-    end = tiny.sentencepiece.end
-    tables = [table(seed, 4, end) for seed in range(5)]
-    decoding = Decoding(beams=2, answer_tokens=4, no_repeat_tokens=0)
-    together = beam_search(stepper(tables, tiny.sentencepiece.size), 5, tiny.sentencepiece, decoding, CPU)
-    alone = [beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)[0] for known in tables]
-    assert together == alone
-
-
-def test_one_beam_is_greedy(tiny: Tiny) -> None:
-    """Ranked by probability, one beam ends where greedy search ends."""
-    end, length = tiny.sentencepiece.end, 4
-    lengths = set()
-    for seed in range(12):
-        known = table(seed, length, end)
-        text: tuple[int, ...] = ()
-        logprob = 0.0
-        while len(text) < length:
-            token, logp = max(known[text].items(), key=lambda item: item[1])
-            logprob += logp
-            if token == end:
-                break
-            text = (*text, token)
-        decoding = Decoding(beams=1, answer_tokens=length, length_power=0.0, no_repeat_tokens=0)
-        ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
-        assert found.tokens == text
-        assert found.logprob == pytest.approx(logprob, abs=1e-4)
-        assert found.finished == (len(text) < length)
-        lengths.add(len(text))
-    assert len(lengths) > 2
-
-
-@pytest.mark.parametrize(("power", "expected"), [(0.0, ()), (1.0, (400, 401, 402))])
-def test_a_search_goes_on_while_a_longer_text_can_still_win(tiny: Tiny, power: float, expected: tuple[int, ...]) -> None:
-    """The end is likeliest at once, but per token a dear first letter is made up for by the cheap ones after it."""
-    end = tiny.sentencepiece.end
-    known: Table = {(): {end: -1.0, 400: -1.5}, (400,): {401: -0.01, end: -5.0}, (400, 401): {402: -0.01, end: -5.0}, (400, 401, 402): {end: -0.01}}
-    decoding = Decoding(beams=1, answer_tokens=4, length_power=power, no_repeat_tokens=0)
-    ((found,),) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
-    assert found.tokens == expected and found.finished
-
-
-def generator_step(made: Generator, ids_NL: Tensor, mask_NL: Tensor, beams: int) -> Step:
-    past = made.stepper(made.encode(ids_NL, mask_NL).repeat_interleave(beams, 0), mask_NL.repeat_interleave(beams, 0))
-    base_R1 = torch.arange(len(ids_NL)).unsqueeze(1) * beams
-
-    def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-        if parent_RB is not None:
-            past.reorder((base_R1 + parent_RB).flatten())
-        return past.step(token_RB.flatten()).view(len(ids_NL), beams, -1)
-
-    return step
-
-
-@torch.no_grad()
-def test_one_beam_of_a_generator_equals_transformers_greedy(tiny: Tiny) -> None:
-    made = tiny.generator()
-    ids_NL, mask_NL = tiny.sentencepiece.batch(tiny.questions[:4], 32)
-    decoding = Decoding(beams=1, answer_tokens=6, length_power=0.0, no_repeat_tokens=0)
-    found = beam_search(generator_step(made, ids_NL, mask_NL, 1), 4, tiny.sentencepiece, decoding, CPU)
-    banned = [tiny.sentencepiece.pad, tiny.sentencepiece.unknown, *tiny.sentencepiece.sentinels]
-    theirs = made.mt5.generate(
-        input_ids=ids_NL, attention_mask=mask_NL.long(), do_sample=False, num_beams=1, max_new_tokens=6, suppress_tokens=banned
-    )
-    for (hypothesis,), row in zip(found, theirs.tolist(), strict=True):
-        written = [token for token in row[1:] if token != tiny.sentencepiece.pad]
-        assert [*hypothesis.tokens, *([tiny.sentencepiece.end] if hypothesis.finished else [])] == written
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("beams", [2, 5])
-def test_the_logprob_of_a_hypothesis_is_what_decode_says(tiny: Tiny, beams: int) -> None:
-    """Also after many reorderings of the cache, and whether the end was reached or not."""
-    made = tiny.generator()
-    made.mt5.lm_head.weight[tiny.sentencepiece.end] *= 3
-    ids_NL, mask_NL = tiny.sentencepiece.batch(tiny.questions[:6], 32)
-    found = beam_search(generator_step(made, ids_NL, mask_NL, beams), 6, tiny.sentencepiece, Decoding(beams=beams, answer_tokens=5), CPU)
-    state_NLD = made.encode(ids_NL, mask_NL)
-    kinds = set()
-    for row, hypotheses in enumerate(found):
-        for hypothesis in hypotheses:
-            target = torch.tensor([[*hypothesis.tokens, *([tiny.sentencepiece.end] if hypothesis.finished else [])]])
-            logp = float(made.decode(state_NLD[row : row + 1], mask_NL[row : row + 1], target).sum())
-            assert hypothesis.logprob == pytest.approx(logp, abs=1e-4)
-            kinds.add(hypothesis.finished)
-    assert kinds == {True, False}
-
-
-@pytest.mark.parametrize(("size", "expected"), [(0, (400,) * 6), (1, (400, 401, 402)), (2, (400, 400, 401, 400, 402, 400)), (4, (400,) * 3)])
-def test_no_run_appears_twice(tiny: Tiny, size: int, expected: tuple[int, ...]) -> None:
-    """A step that always prefers 400, then 401, then 402, and the end least of all."""
-    preferred = {400: -0.5, 401: -1.5, 402: -2.5, tiny.sentencepiece.end: -8.0}
-
-    def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-        logp_RBV = torch.full((*token_RB.shape, tiny.sentencepiece.size), -math.inf)
-        for token, logp in preferred.items():
-            logp_RBV[..., token] = logp
-        return logp_RBV
-
-    decoding = Decoding(beams=1, answer_tokens=6, length_power=0.0, no_repeat_tokens=size)
-    ((found,),) = beam_search(step, 1, tiny.sentencepiece, decoding, CPU)
-    if size:
-        runs = [found.tokens[i : i + size] for i in range(len(found.tokens) - size + 1)]
-        assert len(set(runs)) == len(runs)
-    assert found.tokens[: len(expected)] == expected
-
-
-def test_impossible_tokens_never_appear(tiny: Tiny) -> None:
-    """Padding, unknown and sentinels are never written, however likely the model finds them."""
-    banned = [tiny.sentencepiece.pad, tiny.sentencepiece.unknown, *tiny.sentencepiece.sentinels]
-    assert len(banned) == 2 + len(EXTRA_IDS)
-
-    def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-        logp_RBV = torch.full((*token_RB.shape, tiny.sentencepiece.size), -9.0)
-        logp_RBV[..., banned] = -0.1
-        return logp_RBV
-
-    (found,) = beam_search(step, 1, tiny.sentencepiece, Decoding(beams=3, answer_tokens=4), CPU)
-    assert not {token for hypothesis in found for token in hypothesis.tokens} & set(banned)
-
-
-def test_hypotheses_at_the_limit_are_unfinished(tiny: Tiny) -> None:
-    end = tiny.sentencepiece.end
-    known = table(3, 5, end)
-    for row in known.values():
-        row[end] = -50.0
-    decoding = Decoding(beams=2, answer_tokens=5, no_repeat_tokens=0)
-    (found,) = beam_search(stepper([known], tiny.sentencepiece.size), 1, tiny.sentencepiece, decoding, CPU)
-    assert [hypothesis.finished for hypothesis in found] == [False, False]
-    for hypothesis in found:
-        assert len(hypothesis.tokens) == 5
-        assert hypothesis.logprob == pytest.approx(sum(known[hypothesis.tokens[:t]][hypothesis.tokens[t]] for t in range(5)), abs=1e-4)
-
-
-# -- half precision -------------------------------------------------------------------------------------------------------------
-
-
-def largest_activation(made: Generator, run: Callable[[], Tensor]) -> float:
-    """The largest magnitude that any module puts out while ``run`` runs."""
-    largest = 0.0
-
-    def look(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor) and output.is_floating_point():
-            largest = max(largest, float(output.abs().max()))
-
-    hooks = [module.register_forward_hook(look) for module in made.modules() if module is not made.mt5.lm_head]
-    run()
-    for hook in hooks:
-        hook.remove()
-    return largest
-
-
-def test_rescale_changes_nothing_in_fp32(tiny: Tiny) -> None:
-    plain, rescaled = tiny.generator(), tiny.generator()
-    rescaled.rescale(16.0)
-    rescaled.rescale(16.0)
-    ids_NL, mask_NL, target_NT = batch(tiny)
-    assert not torch.equal(plain.mt5.shared.weight, rescaled.mt5.shared.weight)
-    assert torch.equal(plain.mt5.lm_head.weight, rescaled.mt5.lm_head.weight)
-    one, two = (made.decode(made.encode(ids_NL, mask_NL), mask_NL, target_NT) for made in (plain, rescaled))
-    assert torch.allclose(one, two, atol=1e-5)
-
-
-@torch.no_grad()
-def test_rescale_survives_a_forced_overflow(tiny: Tiny) -> None:
-    """mT5's known failure: ``wo`` puts out more than fp16's 65,504. transformers' clamp keeps it finite and wrong; rescale keeps it right."""
-    whole = tiny.generator()
-    for stack in (whole.mt5.encoder, whole.mt5.decoder):
-        for block in stack.block:
-            block.layer[-1].DenseReluDense.wo.weight *= 120_000
-    ids_NL, mask_NL, target_NT = batch(tiny)
-
-    def logp(made: Generator) -> Tensor:
-        return made.decode(made.encode(ids_NL, mask_NL), mask_NL, target_NT)
-
-    expected_NT = logp(whole)
-    largest = largest_activation(whole, lambda: logp(whole))
-    assert largest > 65_504
-    broken_NT = logp(copy.deepcopy(whole).half())
-    worst = float((broken_NT - expected_NT).abs().max())
-    assert math.isnan(worst) or worst > 0.5
-
-    rescaled = copy.deepcopy(whole)
-    rescaled.rescale(256.0)
-    assert torch.allclose(logp(rescaled), expected_NT, atol=1e-3)
-    assert largest_activation(rescaled, lambda: logp(rescaled)) == pytest.approx(largest / 256, rel=1e-3)
-    half_NT = logp(rescaled.half())
-    assert half_NT.dtype == torch.float32 and half_NT.isfinite().all()
-    assert float((half_NT - expected_NT).abs().max()) < 0.1
-
-
-# -- pretrained folders ---------------------------------------------------------------------------------------------------------
+# -- folders in the transformers layout -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tiny: Tiny, tmp_path: Path) -> Path:
-    """A checkpoint in the transformers layout, with more embedding rows than pieces, as the real mT5's."""
+    """A checkpoint that transformers wrote, with more embedding rows than pieces, as the real mT5's."""
     vocabulary = Sentencepiece.build([*tiny.texts(), "这些字在语料里没有：龙虎山，雪花飘，琴棋书画诗酒茶。" * 3], 660)
     assert vocabulary.size > tiny.sentencepiece.size
     torch.manual_seed(5)
-    mt5 = MT5Config(vocab_size=vocabulary.size + 12, d_model=32, d_kv=8, num_heads=4, d_ff=48, num_layers=2, num_decoder_layers=2, dropout_rate=0.1)
-    whole = MT5ForConditionalGeneration(mt5)
-    generator.untie(whole)
+    config = MT5Config(
+        vocab_size=vocabulary.size + 12, d_model=32, d_kv=8, num_heads=4, d_ff=48, num_layers=2, num_decoder_layers=3, dropout_rate=0.1
+    )
+    whole = untied(config)
     nn.init.normal_(whole.lm_head.weight, std=0.2)
     whole.save_pretrained(tmp_path)
     (tmp_path / "spiece.model").write_bytes(vocabulary.proto)
@@ -437,8 +203,8 @@ def test_a_cut_pretrained_generator_gives_the_logits_of_the_whole(tiny: Tiny, fo
     old = Sentencepiece.load(folder)
     assert cut.size == 620 < old.size
     made = generator.build(config, cut).eval()
-    assert made.mt5.lm_head.weight.shape == made.mt5.shared.weight.shape == (620, 32)
-    assert made.mt5.config.dropout_rate == 0.0
+    assert made.network.lm_head.weight.shape == made.network.shared.weight.shape == (620, 32)
+    assert made.network.shape.dropout == 0.0 and len(made.network.decoder.block) == 3
 
     whole = MT5ForConditionalGeneration.from_pretrained(folder).eval()
     number = {old.processor.id_to_piece(piece): piece for piece in range(old.size)}
@@ -448,9 +214,33 @@ def test_a_cut_pretrained_generator_gives_the_logits_of_the_whole(tiny: Tiny, fo
     old_ids_NL, old_mask_NL = old.batch(tiny.questions[:4], 32)
     assert torch.equal(order[ids_NL], old_ids_NL) and torch.equal(mask_NL, old_mask_NL)
     start_N1 = torch.zeros(4, 1, dtype=torch.long)
-    ours = made.mt5(input_ids=ids_NL, attention_mask=mask_NL.long(), decoder_input_ids=start_N1).logits
     theirs = whole(input_ids=old_ids_NL, attention_mask=old_mask_NL.long(), decoder_input_ids=start_N1).logits
-    assert torch.equal(ours, theirs[..., order])
+    assert torch.allclose(logits(made, ids_NL, mask_NL, start_N1), theirs[..., order], atol=1e-5)
+    expected_NV = theirs[:, 0, order].log_softmax(-1)
+    assert torch.allclose(made.stepper(made.encode(ids_NL, mask_NL), mask_NL).step(start_N1)[:, 0], expected_NV, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 16.0])
+def test_transformers_reads_what_is_exported(tiny: Tiny, tmp_path: Path, scale: float) -> None:
+    """Equal logits, with a head of its own; and the folder makes the same generator again, whatever scale it was exported at."""
+    made = tiny.generator()
+    before = {name: tensor.clone() for name, tensor in made.network.state_dict().items()}
+    made.rescale(scale)
+    made.export(tmp_path / "folder")
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"config.json", "model.safetensors", "spiece.model"}
+    assert json.loads((tmp_path / "folder" / "config.json").read_text("utf-8"))["tie_word_embeddings"] is False
+    whole = MT5ForConditionalGeneration.from_pretrained(tmp_path / "folder").eval()
+    assert not torch.equal(whole.lm_head.weight, whole.shared.weight)
+    ids_NL, mask_NL, target_NT = batch(tiny)
+    said = whole(input_ids=ids_NL, attention_mask=mask_NL.long(), labels=target_NT).logits
+    expected_NT = said.log_softmax(-1).gather(2, target_NT.unsqueeze(-1)).squeeze(-1) * (target_NT != made.pad)
+    assert torch.allclose(logp(made, ids_NL, mask_NL, target_NT), expected_NT, atol=1e-5)
+
+    config = generator.Config(pretrained=str(tmp_path / "folder"), vocabulary_tokens=tiny.sentencepiece.size, dropout=0.0)
+    again = generator.build(config, tiny.sentencepiece)
+    for name, tensor in again.network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_a_pretrained_generator_in_fp16_is_trained_in_fp32(tiny: Tiny, folder: Path) -> None:
@@ -460,9 +250,15 @@ def test_a_pretrained_generator_in_fp16_is_trained_in_fp32(tiny: Tiny, folder: P
     assert {parameter.dtype for parameter in made.parameters()} == {torch.float32}
 
 
-def test_a_folder_without_safetensors_is_refused(tiny: Tiny, folder: Path) -> None:
+def test_a_folder_without_an_mt5_in_safetensors_is_refused(tiny: Tiny, folder: Path) -> None:
+    config = generator.Config(pretrained=str(folder))
+    known = json.loads((folder / "config.json").read_text("utf-8"))
+    for changed, message in (({**known, "feed_forward_proj": "relu"}, "feed_forward_proj='relu'; allowed: gated-gelu"), ({}, "it lacks vocab_size")):
+        (folder / "config.json").write_text(json.dumps(changed), "utf-8")
+        with pytest.raises(ValueError, match=message):
+            generator.build(config, tiny.sentencepiece)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no model\.safetensors"):
-        generator.build(generator.Config(pretrained=str(folder)), tiny.sentencepiece)
+        generator.build(config, tiny.sentencepiece)
     with pytest.raises(ValueError, match="neither a folder here nor a hub name"):
         generator.build_vocabulary(generator.Config(pretrained=str(folder / "absent")), tiny.texts())

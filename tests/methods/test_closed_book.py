@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from conftest import Tiny
+from oracle import transformers_t5
 
 from medrag.generator.decoding import Decoding, Hypothesis, Step, beam_search
 from medrag.methods import Batch
@@ -19,7 +20,7 @@ def make(tiny: Tiny, decoding: Decoding) -> ClosedBook:
     """The end is made likely enough that some answers reach it and some do not."""
     generator = tiny.generator()
     with torch.no_grad():
-        generator.mt5.lm_head.weight[tiny.sentencepiece.end] *= 4
+        generator.network.lm_head.weight[tiny.sentencepiece.end] *= 4
     method = ClosedBook(Config(source_tokens=32, answer_tokens=16), generator)
     method.decoding = decoding
     return method
@@ -29,7 +30,7 @@ def test_forward_equals_transformers(tiny: Tiny) -> None:
     method = make(tiny, Decoding())
     batch = method.collate(tiny.examples[:4])
     target_BT = batch.tensors["target_BT"]
-    whole = method.generator.mt5(
+    whole = transformers_t5(method.generator)(
         input_ids=batch.tensors["source_BL"],
         attention_mask=batch.tensors["mask_BL"].long(),
         labels=target_BT.masked_fill(target_BT == method.generator.pad, -100),

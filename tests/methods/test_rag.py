@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny
+from oracle import config_of, fill, transformers_t5, untie, untied
 from torch import Tensor
 from transformers import RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
 from medrag import generator as writing
 from medrag import losses, reader
-from medrag.generator import Generator, untie
+from medrag.generator import Generator
 from medrag.generator.decoding import RAG_SEQUENCE, Decoding, Hypothesis, Step, beam_search
 from medrag.methods import Batch, Method, Parts, rag_sequence, rag_token
 from medrag.methods.rag_sequence import RagSequence
@@ -70,13 +71,12 @@ def short_generator(tiny: Tiny) -> Generator:
 
 def oracle(kind: type[Any], tiny: Tiny, method: RagToken | RagSequence, examples: Sequence[Example]) -> Tensor:
     """transformers' negative log-likelihoods (B,) with the same weights, passages and scores."""
-    own = method.generator.mt5
+    own = method.generator.network
     encoder = copy.deepcopy(method.retriever.question_encoder.albert)
     assert encoder is not None
-    config = RagConfig.from_question_encoder_generator_configs(encoder.config, own.config, n_docs=K)
-    rag = kind(config=config, question_encoder=encoder, generator=copy.deepcopy(own)).eval()
-    untie(rag.generator)
-    rag.generator.load_state_dict(own.state_dict())
+    config = RagConfig.from_question_encoder_generator_configs(encoder.config, config_of(own), n_docs=K)
+    rag = kind(config=config, question_encoder=encoder, generator=fill(untied(config_of(own)), own)).eval()
+    fill(untie(rag.generator), own)
 
     exclude = [example.positives for example in examples] if method.config.leave_out_own else None
     hits = method.retriever.retrieve([example.question for example in examples], K, exclude)
@@ -136,7 +136,9 @@ def test_one_token_targets_keep_the_prior(tiny: Tiny, make: Any) -> None:
     with torch.no_grad():
         for prior, hit in zip(prior_K.tolist(), hits[0], strict=True):
             ids, mask = tiny.sentencepiece.pairs([example.question], [hit.passage.text], SOURCE_TOKENS)
-            logits = method.generator.mt5(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=torch.zeros(1, 1, dtype=torch.long)).logits
+            logits = transformers_t5(method.generator)(
+                input_ids=ids, attention_mask=mask.long(), decoder_input_ids=torch.zeros(1, 1, dtype=torch.long)
+            ).logits
             total += prior * float(logits[0, 0].softmax(0)[1])
     assert nats(method, method.collate([example])) == pytest.approx(-math.log(total), abs=1e-4)
 
@@ -270,7 +272,7 @@ def test_rag_token_decodes_with_the_probability_it_learns_with(tiny: Tiny, beams
     watched(monkeypatch, rag_token, [], found)
     generator = tiny.generator()
     with torch.no_grad():
-        generator.mt5.lm_head.weight[1] *= 3
+        generator.network.lm_head.weight[1] *= 3
     method = token(tiny, leave_out_own=False, decoding=Decoding(beams=beams, answer_tokens=6), generator=generator)
     questions = tiny.questions[:5]
     answers = method.answer(questions)
