@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medrag import confidence
-from medrag.confidence import FEATURES, Calibrator
+from medrag.confidence import LOOKED_AT, RETRIEVAL, Calibrator
 from medrag.encoder import Encoder
 from medrag.encoding import Encoding
 from medrag.fusion import SIGNALS
@@ -63,7 +63,7 @@ class Retriever(nn.Module):
         self.memory: Memory | None = None
         self.hidden: frozenset[str] = frozenset()
         self.weights: dict[str, float] = {"dense": 1.0}
-        self.calibrator = confidence.uncalibrated(len(FEATURES))
+        self.calibrator = confidence.uncalibrated(RETRIEVAL)
         self._seen: dict[str, Seen] = {}
 
     @property
@@ -223,14 +223,13 @@ class Retriever(nn.Module):
     # -- being sure -------------------------------------------------------------------------------------------------------------
 
     def features(self, question: str, hits: Sequence[Hit]) -> list[float]:
-        """What the calibrator looks at, in the order of FEATURES."""
+        """What the calibrator looks at, in the order of ``confidence.RETRIEVAL``; how many hits were asked for does not matter."""
         if not hits:
-            return [0.0] * len(FEATURES)
-        row = np.array([self.row[hits[0].passage.id]])
-        seen = self._recall(question, row)
-        signals = dict(zip(SIGNALS, seen.of(row)[0].tolist(), strict=True))
-        searched = self.searched(hits[0].passage)
-        return confidence.features(signals, seen.ceiling, seen.known, [hit.score for hit in hits], question, searched)
+            return [0.0] * len(RETRIEVAL)
+        seen = self._recall(question, np.array([self.row[hits[0].passage.id]]))
+        if len(seen.rows_U) < min(LOOKED_AT, len(self.passages)):
+            (seen,) = self.look([question], LOOKED_AT, self.used)
+        return confidence.retrieval((seen.signals_US @ self._weight_S()).tolist(), seen.known)
 
     def confidence(self, question: str, hits: Sequence[Hit]) -> float:
         """Calibrated probability, 0..1, that the best hit answers the question; 0 without a hit."""
@@ -244,7 +243,7 @@ class Retriever(nn.Module):
             "search": asdict(self.search),
             "weights": self.weights,
             "synonym_weights": {name: lexical.synonym_weight for name, lexical in self.lexicals.items()},
-            "calibrator": asdict(self.calibrator),
+            "calibrator": self.calibrator.state(),
             "passages": len(self.passages),
             "removed": len(self._memory().removed_R),
             "questions": len(self._memory().owners_M),
@@ -258,8 +257,7 @@ class Retriever(nn.Module):
         self.weights = {name: float(weight) for name, weight in kept["weights"].items()}
         for name, weight in kept["synonym_weights"].items():
             self.lexicals[name].synonym_weight = float(weight)
-        stored = kept["calibrator"]
-        self.calibrator = Calibrator(tuple(stored["mean"]), tuple(stored["deviation"]), tuple(stored["weight"]), float(stored["bias"]))
+        self.calibrator = Calibrator.load(kept["calibrator"], RETRIEVAL, "medrag index build")
 
     def attach(self, folder: Path) -> None:
         """Map an index artifact that lacks nothing but what ``tune`` finds out. Raises ValueError where its parts do not fit."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrag import files
-from medrag.confidence import FEATURES
+from medrag.confidence import LOOKED_AT, RETRIEVAL
 from medrag.fusion import SIGNALS
 from medrag.indexing import tuning
 from medrag.lexical import Found, Lexical
@@ -384,31 +384,37 @@ def test_confidence_lies_between_0_and_1(tiny: Tiny, lexical: bool) -> None:
         assert 0 <= finder.confidence(question, hits) <= 1
         assert 0 <= finder.confidence(question, hits[:1]) <= 1
         features = finder.features(question, hits)
-        assert len(features) == len(FEATURES) and np.isfinite(features).all()
-        assert len(finder.features(question, [])) == len(FEATURES)
+        assert len(features) == len(RETRIEVAL) and np.isfinite(features).all()
+        assert len(finder.features(question, [])) == len(RETRIEVAL)
     assert finder.confidence("糖尿病", []) == 0.0
 
 
-def test_features_say_what_they_are(tiny: Tiny) -> None:
-    finder = tiny.retriever(lexical=True, asked=ASKED)
-    finder.weights = {"dense": 1.0, "words": 20.0, "characters": 20.0, "questions": 1.0}
+@pytest.mark.parametrize("lexical", [False, True])
+def test_features_say_what_they_are_however_many_hits_were_asked_for(tiny: Tiny, lexical: bool) -> None:
+    finder = tiny.retriever(lexical=lexical, asked=ASKED)
+    if lexical:
+        finder.weights = {"dense": 1.0, "words": 2.0, "characters": 2.0, "questions": 1.0}
     question = tiny.questions[3]
-    (hits,) = finder.retrieve([question], 5)
-    row = finder.row[hits[0].passage.id]
-    bm25 = {name: float(finder.lexicals[name].scores(question)[row]) for name in ("words", "characters")}
-    named = dict(zip(FEATURES, finder.features(question, hits), strict=True))
-    parts = named["dense"] + named["questions"] + 20 * sum(bm25.values())
-    assert parts == pytest.approx(hits[0].score, abs=1e-3)
-    assert named["words"] == pytest.approx(np.log1p(bm25["words"])) and named["characters"] == pytest.approx(np.log1p(bm25["characters"]))
-    assert named["question_characters"] == 0, "a signal without weight is not looked at"
-    ceilings = [finder.lexicals[name].find(question).ceiling for name in bm25]
-    assert named["ceiling"] == pytest.approx(sum(bm25.values()) / sum(ceilings)) and named["ceiling"] <= 1 and 0 < named["known"] <= 1
-    rest = [hit.score for hit in hits[1:]]
-    assert named["margin"] == pytest.approx((hits[0].score - np.mean(rest)) / abs(hits[0].score), abs=1e-4)
-    units = {"宝", "发", "烧", "怎", "么", "办", "宝宝", "宝发", "发烧", "烧怎", "怎么", "么办"}
-    assert question == "宝宝发烧怎么办？"
-    text = finder.searched(hits[0].passage)
-    assert named["coverage"] == pytest.approx(sum(unit in text for unit in units) / len(units))
+    (hits,) = finder.retrieve([question], LOOKED_AT)
+    score = np.array([hit.score for hit in hits])
+    share = np.exp(score - score[0]) / np.exp(score - score[0]).sum()
+    named = dict(zip(RETRIEVAL, finder.features(question, hits), strict=True))
+    assert named["score"] == pytest.approx(score[0], abs=1e-4)
+    assert named["margin"] == pytest.approx(score[0] - score[1:5].mean(), abs=1e-4)
+    assert named["entropy"] == pytest.approx(-(share * np.log(share)).sum(), abs=1e-4)
+    assert (0 < named["known"] <= 1) if lexical else named["known"] == 0
+    for few in (1, 3):
+        assert finder.features(question, finder.retrieve([question], few)[0]) == pytest.approx(list(named.values()), abs=1e-4)
+
+
+def test_an_index_whose_confidence_looks_at_something_else_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    finder = tiny.retriever(lexical=True)
+    keep(finder, tmp_path)
+    kept = json.loads((tmp_path / FILE).read_text("utf-8"))
+    kept["calibrator"]["names"] = ["ceiling", *RETRIEVAL[1:]]
+    (tmp_path / FILE).write_text(json.dumps(kept), "utf-8")
+    with pytest.raises(ValueError, match="run `medrag index build` again"):
+        tiny.retriever(remember=False).load(tmp_path)
 
 
 def test_a_passage_without_a_title_or_a_question_longer_than_the_limit(tiny: Tiny) -> None:

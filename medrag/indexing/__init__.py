@@ -34,7 +34,7 @@ from medrag.search import check
 from medrag.sources import Source, source_files
 from medrag.types import Example, Passage
 
-VERSION = 5
+VERSION = 6
 """raised when the same passages and settings come to give another index"""
 _COUNTS = ".counts.json"
 SHOWN = 5

@@ -1,4 +1,4 @@
-"""What development questions decide: what synonyms count, the signals' weights, and the calibration of the confidence.
+"""What development questions decide: what synonyms count, the signals' weights, the calibration of the confidence, and what is refused for it.
 
 Shapes: U candidates of a question, S signals.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medrag import confidence, fusion
+from medrag.confidence import RETRIEVAL
 from medrag.fusion import SIGNALS
 from medrag.memory import Floats
 from medrag.retriever import Retriever
@@ -40,19 +41,22 @@ def tune(finder: Retriever, examples: Sequence[Example], batch_questions: int = 
         weight_S = fusion.fit(tables)
         finder.weights = dict(zip(finder.signals, weight_S.tolist(), strict=True))
         tried["together"] = tables.reciprocal_rank(weight_S)
-    features, best_is_right = [], []
+    features, is_right, is_answerable = list[list[float]](), list[bool](), list[bool]()
     for some in _batches(examples, batch_questions):
         for example, hits in zip(some, finder.retrieve([example.question for example in some], 10), strict=True):
             features.append(finder.features(example.question, hits))
-            best_is_right.append(bool(hits) and hits[0].passage.id in example.positives)
+            is_right.append(bool(hits) and hits[0].passage.id in example.positives)
+            is_answerable.append(bool(example.positives))
     if examples:
-        finder.calibrator = confidence.fit(np.asarray(features), np.asarray(best_is_right))
+        finder.calibrator = confidence.fit(RETRIEVAL, np.asarray(features), np.asarray(is_right), np.asarray(is_answerable))
     return {
         "weights": dict(finder.weights),
         "synonym_weights": {name: lexical.synonym_weight for name, lexical in finder.lexicals.items()},
         "mrr_at_10": tried,
         "calibrated_on_questions": len(examples),
-        "right": int(sum(best_is_right)),
+        "right": sum(is_right),
+        "unanswerable": is_answerable.count(False),
+        "refuse_below": finder.calibrator.refuse_below,
     }
 
 
