@@ -30,7 +30,7 @@ class Example:
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     label: str = ""
-    """``maternal`` or ``consultation``"""
+    """``maternal`` or ``consultation``; for an unanswerable question why it is one (``off_topic``, ``not_covered``, ...), where that was said"""
     source: str = ""
 
 

@@ -27,7 +27,7 @@ from medrag.types import Example, Passage
 from medrag.workers import Workers
 
 __all__ = ["Config", "Corpus", "examples", "prepare", "read"]
-VERSION = 4
+VERSION = 5
 """raised when the same sources and settings come to give another corpus"""
 
 

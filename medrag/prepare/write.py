@@ -183,7 +183,7 @@ def _example(rows: _Planned, number: int) -> tuple[Example, list[int]]:
         text.unique(answers),
         text.unique(rows.name(where, passage, "p") for where, passage in passages.items()),
         text.unique(rows.name(where, passage, "p") for where, passage in negatives.items() if where not in passages),
-        "maternal" if text.is_maternal(asked) or "maternal" in source else "consultation",
+        (not passages and first.get("reason")) or ("maternal" if text.is_maternal(asked) or "maternal" in source else "consultation"),
         source,
     )
     return example, sorted(exclude)

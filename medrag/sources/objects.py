@@ -112,7 +112,8 @@ def from_webtext2019zh(row: dict[str, Any]) -> Iterator[Row]:
 
 
 def from_mapped_question(row: dict[str, Any]) -> Iterator[Row]:
-    """``{"question", "answer_ids"}`` and, where wanted, ``split`` (test), ``id``, ``source``, ``answers``, ``negative_ids``: medrag's own."""
+    """``{"question", "answer_ids"}`` and, where wanted, ``split`` (test), ``id``, ``source``, ``answers``, ``negative_ids``, ``reason``:
+    medrag's own."""
     for name in ("answer_ids", "negative_ids"):
         ids = row.get(name, [])
         if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
@@ -128,6 +129,7 @@ def from_mapped_question(row: dict[str, Any]) -> Iterator[Row]:
         answers=tuple(values.strings(row, "answers")),
         negative_ids=tuple(row.get("negative_ids", [])),
         source=values.identity(row, "source"),
+        reason=values.optional(row, "reason"),
     )
 
 

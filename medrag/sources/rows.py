@@ -50,6 +50,8 @@ class Query:
     negative_ids: tuple[str, ...] = ()
     """rows that the source itself gives as hard negatives"""
     source: str = ""
+    reason: str = ""
+    """why nothing answers it, in one word (``off_topic``); empty where it is answered, or was not said"""
 
 
 @dataclass(frozen=True, slots=True)

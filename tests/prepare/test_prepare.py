@@ -136,7 +136,7 @@ def test_mapped_questions(tmp_path: Path) -> None:
     queries: list[Row] = [
         {"id": "q1", "question": "<b>脑壳疼</b>咋整", "answer_ids": ["r2", "r3", "r1"], "split": "test"},
         {"id": "q2", "question": "小孩烧起来了", "answer_ids": ["r3"], "split": "dev"},
-        {"id": "q3", "question": "股票怎么买", "answer_ids": [], "split": "test"},
+        {"id": "q3", "question": "股票怎么买", "answer_ids": [], "split": "test", "reason": "off_topic"},
         {"id": "q4", "question": "不存在的记录", "answer_ids": ["r1", "r9"], "split": "test"},
         {"question": "没有编号的问题", "answer_ids": [], "split": "test"},
     ]
@@ -147,6 +147,7 @@ def test_mapped_questions(tmp_path: Path) -> None:
         "q1", "脑壳疼咋整", ("多休息，多喝水，少看手机。", "多喝水，按时量体温，去医院。"), ("r1", "r3"), (), "consultation", "records"
     )
     assert (unanswerable.id, unanswerable.positives, unanswerable.answers, unanswerable.source) == ("q3", (), (), "unanswerable")
+    assert [example.label for example in found.test] == ["consultation", "off_topic", "consultation"]
     assert unnamed.id.startswith("e") and len(unnamed.id) == 17
     assert [(example.id, example.positives, example.label) for example in found.dev] == [("q2", ("r3",), "maternal")]
     assert len(found.train) == 3
@@ -394,8 +395,8 @@ def test_the_shipped_corpora_prepare_cleanly(shipped: Corpus) -> None:
     assert (found["rejected_rows"], found["dropped"], found["privacy"]) == (0, {}, {"patient_name": 1})
     assert [part["records"] for part in found["sources"]] == [600, 600, 0, 0]
     assert len(shipped.passages) == 1200
-    assert found["splits"] == {"train": 1200, "dev": 88 + 42, "test": 168 + 42}
-    assert found["unanswerable"] == {"train": 0, "dev": 42, "test": 42}
+    assert found["splits"] == {"train": 1200, "dev": 88 + 70, "test": 168 + 70}
+    assert found["unanswerable"] == {"train": 0, "dev": 70, "test": 70}
     assert all(60 <= len(passage.text) <= 250 for passage in shipped.passages)
     assert all(example.negatives for example in shipped.train)
     assert not any(passage.title for passage in shipped.passages)
@@ -410,7 +411,7 @@ def test_the_shipped_corpora_say_what_they_are() -> None:
     for row in files.read_jsonl(ROOT / "corpora" / "questions.jsonl"):
         assert row["answer_ids"] and row["split"] in ("dev", "test")
     reasons = Counter(row["reason"] for row in files.read_jsonl(ROOT / "corpora" / "unanswerable.jsonl"))
-    assert reasons == {"off_topic": 28, "not_covered": 28, "personal": 28}
+    assert reasons == {"off_topic": 76, "not_covered": 36, "personal": 28}
     readme = (ROOT / "corpora" / "README.md").read_text("utf-8")
     assert "CC BY 4.0" in readme and "Not medical advice" in readme and "language models" in readme
     for path in (ROOT / "corpora").iterdir():
