@@ -1,6 +1,6 @@
 """Pure objectives. Everything is in nats and computed in fp32, whatever the model's precision.
 
-Shapes: B questions, C contexts, K passages, P places of a question's passages joined, N sequences, T target tokens, D width, V vocabulary.
+Shapes: B questions, C contexts, K passages, P places of a question's passages joined, T target tokens, D width.
 """
 
 from __future__ import annotations
@@ -104,10 +104,7 @@ def _mean(logp_BKT: Tensor, mask_BT: Tensor) -> Tensor:
     return (logp_BKT.float() * mask_BT.unsqueeze(1)).sum(-1) / mask_BT.sum(-1, keepdim=True)
 
 
-def target_logp(logits_NTV: Tensor, target_NT: Tensor, pad: int) -> Tensor:
-    """Log-probability of each target token (N, T), fp32, zero at padding."""
-    logp_NT = -F.cross_entropy(logits_NTV.float().flatten(0, 1), target_NT.flatten(), reduction="none").view_as(target_NT)
-    return logp_NT * (target_NT != pad)
+# -- over the rows of all ranks ----------------------------------------------------------------------------------------------------
 
 
 class _Gather(torch.autograd.Function):
