@@ -68,6 +68,10 @@ class Generator(nn.Module):
         kept_NT = (target_NT != self.pad).flip(1).cumsum(1).flip(1) > 0
         return target_NT[kept_NT], kept_NT, self.network.decode(state_NLD, mask_NL, before_NT, kept_NT)
 
+    def first_attention(self, state_NLD: Tensor, mask_NL: Tensor) -> Tensor:
+        """How much the first token of an answer looks at each source token (N, L): see ``T5.first_attention``."""
+        return self.network.first_attention(state_NLD, mask_NL, self.pad)
+
     def stepper(self, state_NLD: Tensor, mask_NL: Tensor, beams: int = 1) -> Stepper:
         """Decode N sources token by token, each in ``beams`` rows that share what is read of the source."""
         return Stepper(self.network, state_NLD, mask_NL, beams)

@@ -265,6 +265,26 @@ class T5(nn.Module):
         states_MD: Tensor = self.decoder(self.shared(rows.pack(ids_NT)), rows, source.pack(state_NLD), source)
         return states_MD
 
+    def first_attention(self, state_NLD: Tensor, mask_NL: Tensor, start: int) -> Tensor:
+        """Scores (N, L) of the cross-attention of the decoder's first token before the softmax, a mean over layers and heads; fp32, 0 at padding.
+
+        One token attends to itself alone, and scores are had without projecting the source: ``q . (K s) = (K^T q) . s``, of which there is one
+        for each head. Attention drops nothing here; in training the feed-forward layers do.
+        """
+        total_NL = state_NLD.new_zeros(mask_NL.shape, dtype=torch.float32)
+        x_ND = self.shared(torch.full((len(state_NLD),), start, device=state_NLD.device))
+        for block in self.decoder.blocks:
+            own, cross = block.own.SelfAttention, block.cross.EncDecAttention
+            x_ND = x_ND + own.o(own.v(block.own.layer_norm(x_ND)))
+            q_NHd = cross.q(block.cross.layer_norm(x_ND)).view(len(x_ND), cross.heads, -1)
+            k_HdD, v_HdD = (side.weight.view(cross.heads, -1, x_ND.shape[1]) for side in (cross.k, cross.v))
+            score_NHL = torch.einsum("nhd,hde->nhe", q_NHd, k_HdD) @ state_NLD.mT
+            total_NL = total_NL + score_NHL.float().mean(1)
+            share_NHL = score_NHL.float().masked_fill(~mask_NL.bool().unsqueeze(1), float("-inf")).softmax(-1).to(state_NLD.dtype)
+            x_ND = x_ND + cross.o(torch.einsum("nhe,hde->nhd", share_NHL @ state_NLD, v_HdD).flatten(1))
+            x_ND = block.ahead(x_ND)
+        return (total_NL / len(self.decoder.blocks)).masked_fill(~mask_NL.bool(), 0.0)
+
     def rescale(self, factor: float) -> None:
         """Divide the residual stream by ``factor`` without changing the function: what feeds it by the factor, the norms' epsilon by its square."""
         with torch.no_grad():

@@ -65,6 +65,22 @@ def test_values_and_gradients_equal_transformers(tiny: Tiny, long: bool) -> None
         assert torch.allclose(parameter.grad, theirs[name].grad, atol=1e-5 * largest), name
 
 
+@torch.no_grad()
+def test_the_first_attention_equals_the_scores_within_transformers(tiny: Tiny) -> None:
+    made = tiny.generator()
+    whole = transformers_t5(made)
+    ids_NL, mask_NL, _ = batch(tiny)
+    seen: list[Tensor] = []
+    for block in whole.decoder.block:
+        for side in (block.layer[1].EncDecAttention.q, block.layer[1].EncDecAttention.k):
+            side.register_forward_hook(lambda _module, _inputs, output: seen.append(output.view(4, -1, 4, 8).transpose(1, 2)))
+    whole(input_ids=ids_NL, attention_mask=mask_NL.long(), decoder_input_ids=torch.zeros(4, 1, dtype=torch.long))
+    score_NHL = [(q @ k.mT).squeeze(2) for q, k in zip(seen[::2], seen[1::2], strict=True)]
+    expected_NL = torch.stack(score_NHL).mean((0, 2)) * mask_NL
+    found_NL = made.first_attention(made.encode(ids_NL, mask_NL), mask_NL)
+    assert torch.allclose(found_NL, expected_NL, atol=1e-5) and float(expected_NL.std()) > 0.05
+
+
 def test_weights_go_both_ways(tiny: Tiny) -> None:
     """Under equal names; the embedding, which transformers lists three times, is held once."""
     made = tiny.generator()
