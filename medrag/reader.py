@@ -1,19 +1,27 @@
 """Questions read together with their passages: what the methods that both retrieve and generate share.
 
-Shapes: B questions, K passages, L source tokens, D width, T target tokens.
+Shapes: B questions, K passages, N = B x K, L source tokens, D width, T target tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medrag.generator import Generator
+from medrag.generator.decoding import Hypothesis
 from medrag.retriever import Retriever
-from medrag.types import Example, Hit
+from medrag.types import Answer, Example, Hit
+
+NOTHING = Answer("", (), 0.0, 0.0)
+"""what a question is answered with for which there is no passage to read"""
+TOGETHER_TOKENS = 16_384
+"""source tokens, padding included, that answers are written from at once"""
+TOGETHER_QUESTIONS = 256
+"""questions that passages are looked up for at once"""
 
 
 @dataclass
@@ -60,7 +68,7 @@ def read(
     config: Config,
     exclude: Sequence[Collection[str]] | None = None,
 ) -> Reading:
-    """Retrieve and encode; the question stands first, so that cutting at ``config.source_tokens`` takes from the passage.
+    """Retrieve and encode, as many passages for each question as there are for all.
 
     Raises ValueError where some question has no passage at all.
     """
@@ -69,12 +77,36 @@ def read(
     if common == 0:
         raise ValueError("a question is left with no passage: the index is empty, or everything in it is excluded")
     hits = [row[:common] for row in hits]
-    prior_BK = retriever.logp(questions, hits)
-    heads = [question for question, row in zip(questions, hits, strict=True) for _ in row]
-    tails = [hit.passage.text for row in hits for hit in row]
-    ids_NL, mask_NL = generator.sentencepiece.pairs(heads, tails, config.source_tokens)
-    ids_NL, mask_NL = ids_NL.to(retriever.device), mask_NL.to(retriever.device)
-    return Reading(hits, prior_BK, generator.encode(ids_NL, mask_NL), mask_NL)
+    return _encoded(retriever, generator, questions, hits, *_pairs(generator, questions, hits, config))
+
+
+def readings(retriever: Retriever, generator: Generator, questions: Sequence[str], config: Config) -> Iterator[tuple[list[int], Reading]]:
+    """The places of questions that are answered together, and their reading, until all have come that have a passage.
+
+    Questions of like length go together, at most ``TOGETHER_TOKENS`` source tokens, and only those with equally many passages.
+    """
+    for start in range(0, len(questions), TOGETHER_QUESTIONS):
+        asked = questions[start : start + TOGETHER_QUESTIONS]
+        hits = retriever.retrieve(asked, config.passages)
+        for count in sorted({len(row) for row in hits} - {0}):
+            places = [place for place, row in enumerate(hits) if len(row) == count]
+            ids_NL, mask_NL = _pairs(generator, [asked[place] for place in places], [hits[place] for place in places], config)
+            tokens_BK = mask_NL.sum(1).view(-1, count)
+            for together in batches(tokens_BK.amax(1).tolist(), TOGETHER_TOKENS // count):
+                chosen = [places[number] for number in together]
+                longest = int(tokens_BK[together].max())
+                pairs = [tensor.view(len(places), count, -1)[together, :, :longest].flatten(0, 1) for tensor in (ids_NL, mask_NL)]
+                reading = _encoded(retriever, generator, [asked[place] for place in chosen], [hits[place] for place in chosen], *pairs)
+                yield [start + place for place in chosen], reading
+
+
+def batches(lengths: Sequence[int], together_tokens: int) -> Iterator[list[int]]:
+    """The places of rows that fit together, longest first: at most so many tokens with the padding, at least one row."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    while order:
+        count = max(together_tokens // max(lengths[order[0]], 1), 1)
+        yield order[:count]
+        order = order[count:]
 
 
 def study(retriever: Retriever, generator: Generator, examples: Sequence[Example], config: Config) -> Reading:
@@ -100,3 +132,21 @@ def targets(generator: Generator, examples: Sequence[Example], answer_tokens: in
         raise ValueError(f"examples without an answer cannot be learned from: {missing[:5]}")
     chosen = [example.answers[int(torch.randint(len(example.answers), ()))] for example in examples]
     return generator.sentencepiece.batch(chosen, answer_tokens)[0]
+
+
+def worded(retriever: Retriever, generator: Generator, question: str, hits: Sequence[Hit], written: Hypothesis) -> Answer:
+    """The answer that a hypothesis is, with the passages read and the retriever's confidence."""
+    text = generator.sentencepiece.decode(written.tokens)
+    return Answer(text, tuple(hits), written.logprob, retriever.confidence(question, hits), written.written)
+
+
+def _pairs(generator: Generator, questions: Sequence[str], hits: Sequence[Sequence[Hit]], config: Config) -> tuple[Tensor, Tensor]:
+    """``(ids_NL, mask_NL)``; the question stands first, so that cutting at ``config.source_tokens`` takes from the passage."""
+    heads = [question for question, row in zip(questions, hits, strict=True) for _ in row]
+    tails = [hit.passage.text for row in hits for hit in row]
+    return generator.sentencepiece.pairs(heads, tails, config.source_tokens)
+
+
+def _encoded(retriever: Retriever, generator: Generator, questions: Sequence[str], hits: list[list[Hit]], ids_NL: Tensor, mask_NL: Tensor) -> Reading:
+    ids_NL, mask_NL = ids_NL.to(retriever.device), mask_NL.to(retriever.device)
+    return Reading(hits, retriever.logp(questions, hits), generator.encode(ids_NL, mask_NL), mask_NL)

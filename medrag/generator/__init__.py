@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from medrag.generator import layout
-from medrag.generator.decoding import Decoding, Hypothesis, beam_search
 from medrag.generator.head import target_logp
 from medrag.generator.network import T5, Shape, feeds_residual
 from medrag.generator.stepping import Stepper
@@ -75,17 +74,6 @@ class Generator(nn.Module):
     def stepper(self, state_NLD: Tensor, mask_NL: Tensor, beams: int = 1) -> Stepper:
         """Decode N sources token by token, each in ``beams`` rows that share what is read of the source."""
         return Stepper(self.network, state_NLD, mask_NL, beams)
-
-    def search(self, state_NLD: Tensor, mask_NL: Tensor, decoding: Decoding) -> list[list[Hypothesis]]:
-        """Beam search over each source by itself: the best hypotheses of each, best first."""
-        stepper = self.stepper(state_NLD, mask_NL, decoding.beams)
-
-        def step(token_NB: Tensor, parent_NB: Tensor | None) -> Tensor:
-            if parent_NB is not None:
-                stepper.reorder(parent_NB)
-            return stepper.step(token_NB)
-
-        return beam_search(step, len(state_NLD), self.sentencepiece, decoding, state_NLD.device)
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -1,12 +1,13 @@
-"""How an answer is written once the next token's probabilities are known: beam search.
+"""How an answer is written once the next token's probabilities are known: the settings, what may not be written, what a search steps on.
 
-Shapes: R rows (questions, or a question with a passage), B beams, V vocabulary.
+Shapes: R rows (questions, or a question with a passage), B beams, K passages of a row, N = R x K sources, M rows that stay, T tokens so
+far, V vocabulary, X = B x V, Z banned tokens, W windows of n tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,113 +22,136 @@ class Decoding:
     """How answers are written."""
 
     beams: int = 4
+    """texts kept side by side by beam search; 1: the likeliest token, step by step (greedy)"""
     answer_tokens: int = 128
     """longest answer"""
     length_power: float = 1.0
     """hypotheses are ranked by log-probability / tokens ** length_power; 0 ranks by probability"""
     no_repeat_tokens: int = 4
     """no run of this many tokens appears twice in an answer; 0 allows all"""
+    repetition_penalty: float = 1.0
+    """what the log-probability of a token that the answer holds already is multiplied by; 1 changes nothing"""
+    sample: bool = False
+    """draw one answer from the distribution in place of searching for the best; ``beams`` and ``length_power`` then do nothing"""
+    temperature: float = 1.0
+    """of ``sample``: log-probabilities are divided by it; near 0 it is greedy"""
+    top_p: float = 1.0
+    """of ``sample``: draw among the fewest likeliest tokens that hold this share of the probability; 1 allows all"""
+    top_k: int = 0
+    """of ``sample``: draw among so many likeliest tokens; 0 allows all"""
+    seed: int = 0
+    """of ``sample``: the same seed and question give the same answer, whatever is asked beside it"""
     rag_sequence: str = "thorough"
     """how rag_sequence scores: thorough, every hypothesis under every passage; fast, only under the passages whose beam found it"""
+
+    @property
+    def width(self) -> int:
+        """Texts written side by side for each row."""
+        return 1 if self.sample else self.beams
 
 
 def check(decoding: Decoding) -> None:
     """Raise ValueError where a value is out of range."""
-    for name in ("beams", "answer_tokens"):
-        if getattr(decoding, name) < 1:
-            raise ValueError(f"answer.decoding.{name}={getattr(decoding, name)}; it must be 1 or more")
-    if decoding.no_repeat_tokens < 0:
-        raise ValueError(f"answer.decoding.no_repeat_tokens={decoding.no_repeat_tokens}; it must be 0 (allow all) or more")
+    rules = {
+        "beams": (decoding.beams >= 1, "1 or more"),
+        "answer_tokens": (decoding.answer_tokens >= 1, "1 or more"),
+        "length_power": (0 <= decoding.length_power < float("inf"), "0 (rank by probability) or more"),
+        "no_repeat_tokens": (decoding.no_repeat_tokens >= 0, "0 (allow all) or more"),
+        "repetition_penalty": (1 <= decoding.repetition_penalty < float("inf"), "1 (no penalty) or more"),
+        "temperature": (0 < decoding.temperature < float("inf"), "more than 0"),
+        "top_p": (0 < decoding.top_p <= 1, "more than 0, at most 1 (allow all)"),
+        "top_k": (decoding.top_k >= 0, "0 (allow all) or more"),
+    }
+    for name, (fits, allowed) in rules.items():
+        if not fits:
+            raise ValueError(f"answer.decoding.{name}={getattr(decoding, name)}; it must be {allowed}")
     if decoding.rag_sequence not in RAG_SEQUENCE:
         raise ValueError(f"answer.decoding.rag_sequence={decoding.rag_sequence!r}; allowed: {', '.join(RAG_SEQUENCE)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A decoded sequence without its end token; ``logprob`` is the raw sum in nats, the end token included."""
+    """A decoded sequence without its end token; ``logprob`` is the model's own raw sum in nats, the end token included."""
 
     tokens: tuple[int, ...]
     logprob: float
     rank: float
     finished: bool = True
 
+    @property
+    def written(self) -> int:
+        """How many tokens ``logprob`` sums over, at least 1."""
+        return max(len(self.tokens) + self.finished, 1)
 
-Step = Callable[[Tensor, Tensor | None], Tensor]
-"""``(token_RB, parent_RB or None at the start) -> logp_RBV``: move to the parents' pasts, append the tokens, give the next log-probabilities"""
+
+class Past(Protocol):
+    """What R rows of B beams each have written so far: ``generator.Stepper``, or ``Mixture``."""
+
+    def step(self, token_RB: Tensor) -> Tensor:
+        """Append a token to every beam; the log-probabilities (R, B, V) of the next one, which the caller may overwrite."""
+
+    def reorder(self, parent_RB: Tensor) -> None:
+        """Beam b of row r goes on from beam ``parent_RB[r, b]``."""
+
+    def keep(self, row_M: Tensor) -> None:
+        """Drop all rows but these."""
 
 
-def beam_search(step: Step, rows: int, sentencepiece: Sentencepiece, decoding: Decoding, device: torch.device) -> list[list[Hypothesis]]:
-    """The best hypotheses of each row, best first, at most ``decoding.beams``.
+class Mixture:
+    """RAG-Token's next token: ``LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` (Lewis et al. 2020, section 2.1).
 
-    A row is done when no running beam can still overtake its worst kept hypothesis, or at ``decoding.answer_tokens``, where the
-    running beams are kept as unfinished.
+    The sources of ``past`` are the K passages of row 0, then those of row 1, and so on.
     """
-    beams = decoding.beams
-    banned = torch.tensor([sentencepiece.pad, sentencepiece.unknown, *sentencepiece.sentinels], device=device)
-    done: list[list[Hypothesis]] = [[] for _ in range(rows)]
-    score_RB = torch.full((rows, beams), float("-inf"), device=device)
-    score_RB[:, 0] = 0
-    token_RB = torch.full((rows, beams), sentencepiece.pad, device=device)
-    parent_RB: Tensor | None = None
-    texts: list[list[tuple[int, ...]]] = [[()] * beams for _ in range(rows)]
-    for length in range(1, decoding.answer_tokens + 1):
-        logp_RBV = step(token_RB, parent_RB)
-        logp_RBV[..., banned] = float("-inf")
-        _forbid_repeats(logp_RBV, texts, decoding.no_repeat_tokens)
-        vocabulary = logp_RBV.shape[-1]
-        total_RN = (score_RB.unsqueeze(-1) + logp_RBV).flatten(1)
-        best_RC, place_RC = total_RN.topk(min(2 * beams, total_RN.shape[1]), dim=1)
-        scores, places = best_RC.tolist(), place_RC.tolist()
-        chosen: list[list[tuple[float, int, int]]] = []
-        for row in range(rows):
-            running: list[tuple[float, int, int]] = []
-            for order, (score, place) in enumerate(zip(scores[row], places[row], strict=True)):
-                beam, token = divmod(place, vocabulary)
-                if score == float("-inf") or len(running) == beams:
-                    break
-                if token == sentencepiece.end:
-                    if order < beams:
-                        _keep(done[row], Hypothesis(texts[row][beam], score, score / length**decoding.length_power), beams)
-                else:
-                    running.append((score, beam, token))
-            if length == decoding.answer_tokens:
-                for score, beam, token in running:
-                    _keep(done[row], Hypothesis((*texts[row][beam], token), score, score / length**decoding.length_power, False), beams)
-            if _settled(done[row], running, length, decoding):
-                running = []
-            chosen.append(running + [(float("-inf"), 0, sentencepiece.pad)] * (beams - len(running)))
-        texts = [[(*texts[row][beam], token) for _, beam, token in chosen[row]] for row in range(rows)]
-        score_RB = torch.tensor([[score for score, _, _ in row] for row in chosen], device=device)
-        parent_RB = torch.tensor([[beam for _, beam, _ in row] for row in chosen], device=device)
-        token_RB = torch.tensor([[token for _, _, token in row] for row in chosen], device=device)
-        if bool(score_RB.isinf().all()):
-            break
-    return done
+
+    def __init__(self, past: Past, prior_RK: Tensor) -> None:
+        self.past = past
+        self.prior_RK = prior_RK.float()
+
+    def step(self, token_RB: Tensor) -> Tensor:
+        rows, passages = self.prior_RK.shape
+        logp_NBV = self.past.step(token_RB.repeat_interleave(passages, dim=0))
+        logp_RKX, share_RK = logp_NBV.view(rows, passages, -1), self.prior_RK.exp()
+        mixed_RX = logp_RKX.new_empty(rows, logp_RKX.shape[2])
+        for row in range(rows):  # one at a time, so that the processor's cache holds it: a fifth of the time that logsumexp takes
+            torch.mv(logp_RKX[row].exp_().T, share_RK[row], out=mixed_RX[row])
+        return mixed_RX.log_().view(rows, *logp_NBV.shape[1:])
+
+    def reorder(self, parent_RB: Tensor) -> None:
+        self.past.reorder(parent_RB.repeat_interleave(self.prior_RK.shape[1], dim=0))
+
+    def keep(self, row_M: Tensor) -> None:
+        passages = self.prior_RK.shape[1]
+        self.past.keep((row_M.unsqueeze(1) * passages + torch.arange(passages, device=row_M.device)).flatten())
+        self.prior_RK = self.prior_RK[row_M]
 
 
-def _keep(hypotheses: list[Hypothesis], new: Hypothesis, limit: int) -> None:
-    hypotheses.append(new)
-    hypotheses.sort(key=lambda hypothesis: -hypothesis.rank)
-    del hypotheses[limit:]
+def banned(sentencepiece: Sentencepiece, sentinels: bool, device: torch.device) -> Tensor:
+    """Tokens (Z,) that are never written: padding, unknown, and the sentinels unless they are what is asked for."""
+    return torch.tensor([sentencepiece.pad, sentencepiece.unknown, *([] if sentinels else sentencepiece.sentinels)], device=device)
 
 
-def _settled(hypotheses: Sequence[Hypothesis], running: Sequence[tuple[float, int, int]], length: int, decoding: Decoding) -> bool:
-    if len(hypotheses) < decoding.beams or not running:
-        return not running
-    longest = decoding.answer_tokens if decoding.length_power > 0 else length
-    reachable: float = running[0][0] / longest**decoding.length_power
-    return hypotheses[-1].rank >= reachable
+def restrain(logp_RBV: Tensor, text_RBT: Tensor, banned_Z: Tensor, decoding: Decoding) -> None:
+    """Change in place what the next token may be: banned ones, repeated runs and the repetition penalty.
 
-
-def _forbid_repeats(logp_RBV: Tensor, texts: Sequence[Sequence[tuple[int, ...]]], size: int) -> None:
-    """Make impossible every token that would complete a run of ``size`` tokens seen before in its beam."""
-    if size < 1:
+    The penalty is that of Keskar et al. 2019 (CTRL, section 4.1), which divides the logit of a token written before by it. A logit is known
+    up to a constant only, and a negative one would be made likelier: here it is taken as the log-probability, never positive, and
+    multiplied. Beam search ranks by the sums of what comes out; sampling draws in proportion to its exponent.
+    """
+    logp_RBV.index_fill_(-1, banned_Z, float("-inf"))
+    if not text_RBT.shape[-1]:
         return
-    for row, beams in enumerate(texts):
-        for beam, tokens in enumerate(beams):
-            tail = tokens[len(tokens) - size + 1 :] if size > 1 else ()
-            if len(tail) < size - 1:
-                continue
-            again = [tokens[i + size - 1] for i in range(len(tokens) - size + 1) if tokens[i : i + size - 1] == tail]
-            if again:
-                logp_RBV[row, beam, again] = float("-inf")
+    if decoding.repetition_penalty != 1:
+        logp_RBV.scatter_(-1, text_RBT, logp_RBV.gather(-1, text_RBT) * decoding.repetition_penalty)
+    n = decoding.no_repeat_tokens
+    if 0 < n <= text_RBT.shape[-1]:
+        window_RBWn = text_RBT.unfold(-1, n, 1)
+        tail_RB1n = text_RBT[:, :, None, text_RBT.shape[-1] - n + 1 :]
+        row, beam, window = (window_RBWn[..., :-1] == tail_RB1n).all(-1).nonzero(as_tuple=True)
+        logp_RBV[row, beam, window_RBWn[row, beam, window, -1]] = float("-inf")
+
+
+def unpenalised(logp_RC: Tensor, token_RC: Tensor, text_RCT: Tensor, decoding: Decoding) -> Tensor:
+    """The model's own log-probabilities of candidates, given those that ``restrain`` left, and the texts that they would be appended to."""
+    if decoding.repetition_penalty == 1:
+        return logp_RC
+    return torch.where((text_RCT == token_RC.unsqueeze(-1)).any(-1), logp_RC / decoding.repetition_penalty, logp_RC)

@@ -6,7 +6,7 @@ Shapes: B questions, L source tokens, T target tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from medrag import reader
-from medrag.generator import Generator
+from medrag.generator import Generator, writing
+from medrag.generator.decoding import Hypothesis
+from medrag.generator.stepping import Stepper
 from medrag.methods import Batch, Method, Parts
 from medrag.types import Answer, Example, Passage
+from medrag.vocabulary import pad_rows
 
 
 @dataclass
@@ -57,18 +60,32 @@ class ClosedBook(Method):
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        """The best hypothesis of a beam search; ``confidence`` is its probability per token (geometric mean), not calibrated."""
-        if not questions:
-            return []
-        device = next(self.parameters()).device
-        source_BL, mask_BL = (tensor.to(device) for tensor in self.generator.sentencepiece.batch(questions, self.config.source_tokens))
-        answers = []
-        for row in self.generator.search(self.generator.encode(source_BL, mask_BL), mask_BL, self.decoding):
-            best = row[0]
-            tokens = len(best.tokens) + best.finished
-            text = self.generator.sentencepiece.decode(best.tokens)
-            answers.append(Answer(text, (), best.logprob, math.exp(best.logprob / tokens), tokens))
-        return answers
+        """The best hypothesis of a search; ``confidence`` is its probability per token (geometric mean), not calibrated."""
+        sources = [self.generator.sentencepiece.encode(question, self.config.source_tokens) for question in questions]
+        answers: dict[int, Answer] = {}
+        for places in reader.batches([len(source) for source in sources], reader.TOGETHER_TOKENS):
+            asked, past = [questions[place] for place in places], self._past([sources[place] for place in places])
+            found = writing.search(past, asked, self.generator.sentencepiece, self.decoding, self._device)
+            answers |= {place: self._worded(row[0]) for place, row in zip(places, found, strict=True)}
+        return [answers[place] for place in range(len(questions))]
+
+    @torch.no_grad()
+    def stream(self, question: str) -> Iterator[str | Answer]:
+        past = self._past([self.generator.sentencepiece.encode(question, self.config.source_tokens)])
+        for piece in writing.stream(past, question, self.generator.sentencepiece, self.decoding, self._device):
+            yield piece if isinstance(piece, str) else self._worded(piece)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _past(self, sources: Sequence[Sequence[int]]) -> Stepper:
+        ids_BL, mask_BL = (tensor.to(self._device) for tensor in pad_rows(sources, self.generator.pad))
+        return self.generator.stepper(self.generator.encode(ids_BL, mask_BL), mask_BL, self.decoding.width)
+
+    def _worded(self, best: Hypothesis) -> Answer:
+        text = self.generator.sentencepiece.decode(best.tokens)
+        return Answer(text, (), best.logprob, math.exp(best.logprob / best.written), best.written)
 
 
 def build(config: Config, parts: Parts) -> ClosedBook:

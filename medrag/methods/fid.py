@@ -8,7 +8,7 @@ Shapes: B questions, K passages, N = B x K, L source tokens, P places of a quest
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from medrag import losses, ranking, reader
-from medrag.generator import Generator
+from medrag.generator import Generator, writing
+from medrag.generator.stepping import Stepper
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
 from medrag.retriever import Retriever
@@ -160,17 +161,26 @@ class Fid(Method):
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        """The best hypothesis of a beam search over all passages at once."""
-        if not questions:
-            return []
-        reading = reader.read(self.retriever, self.generator, questions, self.config)
-        joined = join(reading.state_NLD, reading.mask_NL, reading.passages)
-        answers = []
-        for question, hits, row in zip(questions, reading.hits, self.generator.search(joined.state_BPD, joined.mask_BP, self.decoding), strict=True):
-            best = row[0]
-            text = self.generator.sentencepiece.decode(best.tokens)
-            answers.append(Answer(text, tuple(hits), best.logprob, self.retriever.confidence(question, hits), len(best.tokens) + best.finished))
+        """The best hypothesis of a search that looks at all passages at once."""
+        answers = [reader.NOTHING] * len(questions)
+        for places, reading in reader.readings(self.retriever, self.generator, questions, self.config):
+            asked = [questions[place] for place in places]
+            found = writing.search(self._past(reading), asked, self.generator.sentencepiece, self.decoding, self.retriever.device)
+            for place, question, hits, row in zip(places, asked, reading.hits, found, strict=True):
+                answers[place] = reader.worded(self.retriever, self.generator, question, hits, row[0])
         return answers
+
+    @torch.no_grad()
+    def stream(self, question: str) -> Iterator[str | Answer]:
+        for _, reading in reader.readings(self.retriever, self.generator, [question], self.config):
+            for piece in writing.stream(self._past(reading), question, self.generator.sentencepiece, self.decoding, self.retriever.device):
+                yield piece if isinstance(piece, str) else reader.worded(self.retriever, self.generator, question, reading.hits[0], piece)
+            return
+        yield reader.NOTHING
+
+    def _past(self, reading: Reading) -> Stepper:
+        joined = join(reading.state_NLD, reading.mask_NL, reading.passages)
+        return self.generator.stepper(joined.state_BPD, joined.mask_BP, self.decoding.width)
 
     @torch.no_grad()
     def validate(self, examples: Sequence[Example], batch_examples: int) -> Mapping[str, float]:

@@ -6,7 +6,6 @@ L source tokens, T target tokens, H hypotheses, N = B x K rows of a beam search.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator
+from medrag.generator import Generator, writing
 from medrag.generator.decoding import Hypothesis
+from medrag.generator.rescoring import across
+from medrag.generator.sampling import uniforms
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
 from medrag.retriever import Retriever
@@ -56,49 +57,67 @@ class RagSequence(Method):
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        """A beam search under each passage, then the hypothesis of highest marginal probability (appendix "Decoding")."""
-        if not questions:
-            return []
-        reading = reader.read(self.retriever, self.generator, questions, self.config)
-        beams_N = self.generator.search(reading.state_NLD, reading.mask_NL, self.decoding)
-        answers = []
-        for b, question in enumerate(questions):
-            rows = slice(b * reading.passages, (b + 1) * reading.passages)
-            scored = self._thorough(reading, b, beams_N[rows]) if self.decoding.rag_sequence == "thorough" else self._fast(reading, b, beams_N[rows])
-            tokens, logprob = max(scored.items(), key=lambda item: item[1])
-            text = self.generator.sentencepiece.decode(tokens)
-            hits = reading.hits[b]
-            answers.append(Answer(text, tuple(hits), logprob, self.retriever.confidence(question, hits)))
+        """A beam search under each passage, then the hypothesis of highest marginal probability (appendix "Decoding").
+
+        With ``decoding.sample`` a passage is drawn from the prior and a text from that passage, which is how the method thinks that answers come
+        about; the text is then scored as others are.
+        """
+        answers = [reader.NOTHING] * len(questions)
+        for places, reading in reader.readings(self.retriever, self.generator, questions, self.config):
+            asked = [questions[place] for place in places]
+            beams_BK = self.draw(reading, asked) if self.decoding.sample else self.search(reading, asked)
+            for b, place in enumerate(places):
+                best = self.best(reading, b, beams_BK[b])
+                answers[place] = reader.worded(self.retriever, self.generator, questions[place], reading.hits[b], best)
         return answers
 
-    def _thorough(self, reading: Reading, b: int, beams: Sequence[Sequence[Hypothesis]]) -> dict[tuple[int, ...], float]:
-        """Log-marginal of every distinct hypothesis under all K passages of question ``b``."""
-        end = self.generator.sentencepiece.end
-        unique = list({h.tokens: (*h.tokens, end) if h.finished else h.tokens for row in beams for h in row}.items())
-        passages = reading.passages
-        rows = slice(b * passages, (b + 1) * passages)
-        target_HT = pad_rows([target for _, target in unique], self.generator.pad)[0].to(reading.state_NLD.device)
-        state = reading.state_NLD[rows].repeat(len(unique), 1, 1)
-        mask = reading.mask_NL[rows].repeat(len(unique), 1)
-        logp_HKT = self.generator.decode(state, mask, target_HT.repeat_interleave(passages, 0)).view(len(unique), passages, -1)
-        score_H = -losses.rag_sequence(reading.prior_BK[b].expand(len(unique), -1), logp_HKT)
-        return {tokens: float(score) for (tokens, _), score in zip(unique, score_H, strict=True)}
+    def best(self, reading: Reading, b: int, beams_K: Sequence[Sequence[Hypothesis]]) -> Hypothesis:
+        """Of what was found under each passage of question ``b`` what is likeliest with the passages summed out."""
+        scored = (self.thorough if self.decoding.rag_sequence == "thorough" else self.fast)(reading, b, beams_K)
+        return max(scored, key=lambda hypothesis: hypothesis.rank)
 
-    def _fast(self, reading: Reading, b: int, beams: Sequence[Sequence[Hypothesis]]) -> dict[tuple[int, ...], float]:
+    def thorough(self, reading: Reading, b: int, beams_K: Sequence[Sequence[Hypothesis]]) -> list[Hypothesis]:
+        """Every distinct hypothesis with its log-marginal under all K passages of question ``b``."""
+        pad, end = self.generator.pad, self.generator.sentencepiece.end
+        unique = list(dict.fromkeys((h.tokens, h.finished) for row in beams_K for h in row))
+        target_HT = pad_rows([(*tokens, end) if finished else tokens for tokens, finished in unique], pad)[0].to(reading.state_NLD.device)
+        own = slice(b * reading.passages, (b + 1) * reading.passages)
+        logp_KHT = across(self.generator.network, reading.state_NLD[own], reading.mask_NL[own], target_HT, pad)
+        score_H = -losses.rag_sequence(reading.prior_BK[b].expand(len(unique), -1), logp_KHT.transpose(0, 1))
+        return [Hypothesis(tokens, score, score, finished) for (tokens, finished), score in zip(unique, score_H.tolist(), strict=True)]
+
+    def fast(self, reading: Reading, b: int, beams_K: Sequence[Sequence[Hypothesis]]) -> list[Hypothesis]:
         """The same sum over only those passages whose beam holds the hypothesis."""
-        found: dict[tuple[int, ...], list[float]] = {}
-        for prior, row in zip(reading.prior_BK[b].tolist(), beams, strict=True):
-            for hypothesis in row:
-                found.setdefault(hypothesis.tokens, []).append(prior + hypothesis.logprob)
-        return {tokens: _log_sum_exp(scores) for tokens, scores in found.items()}
+        found: dict[tuple[tuple[int, ...], bool], list[float]] = {}
+        for prior, row in zip(reading.prior_BK[b].tolist(), beams_K, strict=True):
+            for h in row:
+                found.setdefault((h.tokens, h.finished), []).append(prior + h.logprob)
+        scored = {key: float(torch.tensor(scores).logsumexp(0)) for key, scores in found.items()}
+        return [Hypothesis(tokens, score, score, finished) for (tokens, finished), score in scored.items()]
+
+    def search(self, reading: Reading, asked: Sequence[str]) -> list[list[list[Hypothesis]]]:
+        """What a search finds under each passage of each question by itself."""
+        beams, passages = self.decoding.beams, reading.passages
+        past = self.generator.stepper(reading.state_NLD, reading.mask_NL, beams)
+        each = [question for question in asked for _ in range(passages)]
+        found_N = writing.search(past, each, self.generator.sentencepiece, self.decoding, self.retriever.device, hypotheses=beams)
+        return [found_N[start : start + passages] for start in range(0, len(found_N), passages)]
+
+    def draw(self, reading: Reading, asked: Sequence[str]) -> list[list[list[Hypothesis]]]:
+        """One text under one passage of each question, nothing under the others."""
+        uniform_B1 = torch.stack([uniforms(self.decoding.seed, f"passage\n{question}", 1) for question in asked]).to(reading.prior_BK.device)
+        share_BK = reading.prior_BK.double().exp().cumsum(1)
+        drawn_B1 = torch.searchsorted(share_BK, uniform_B1 * share_BK[:, -1:], right=True).clamp(max=reading.passages - 1)
+        own_B = torch.arange(len(asked), device=drawn_B1.device) * reading.passages + drawn_B1[:, 0]
+        past = self.generator.stepper(reading.state_NLD[own_B], reading.mask_NL[own_B], 1)
+        found_B = writing.search(past, asked, self.generator.sentencepiece, self.decoding, self.retriever.device)
+        nothing: list[Hypothesis] = []
+        return [
+            [found if k == drawn else nothing for k in range(reading.passages)] for found, drawn in zip(found_B, drawn_B1[:, 0].tolist(), strict=True)
+        ]
 
 
 def build(config: Config, parts: Parts) -> RagSequence:
     """Raises ValueError where no passage would be read."""
     reader.check(config)
     return RagSequence(config, parts.need_retriever(), parts.need_generator())
-
-
-def _log_sum_exp(scores: Sequence[float]) -> float:
-    top = max(scores)
-    return top + math.log(sum(math.exp(score - top) for score in scores))

@@ -1,12 +1,12 @@
 """RAG-Token: every token of the answer is a mixture over the passages (Lewis et al. 2020, section 2.1).
 
 The passages' vectors come from a fixed index; question encoder and generator are trained together. Shapes: B questions, K passages,
-L source tokens, T target tokens, V vocabulary, R rows (= B), N = R x K sources.
+T target tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from medrag import losses, reader
-from medrag.generator import Generator
-from medrag.generator.decoding import beam_search
+from medrag.generator import Generator, writing
+from medrag.generator.decoding import Mixture
 from medrag.methods import Batch, Method, Parts
+from medrag.reader import Reading
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Passage
 
@@ -54,26 +55,25 @@ class RagToken(Method):
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        """Beam search on the marginal ``LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` of the next token."""
-        if not questions:
-            return []
-        reading = reader.read(self.retriever, self.generator, questions, self.config)
-        rows, beams, passages = len(questions), self.decoding.beams, reading.passages
-        stepper = self.generator.stepper(reading.state_NLD, reading.mask_NL, beams)
-
-        def step(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-            if parent_RB is not None:
-                stepper.reorder(parent_RB.repeat_interleave(passages, 0))
-            logp_RKBV = stepper.step(token_RB.repeat_interleave(passages, 0)).view(rows, passages, beams, -1)
-            return torch.logsumexp(reading.prior_BK[:, :, None, None] + logp_RKBV, dim=1)
-
-        found = beam_search(step, rows, self.generator.sentencepiece, self.decoding, reading.state_NLD.device)
-        answers = []
-        for question, hits, hypotheses in zip(questions, reading.hits, found, strict=True):
-            best = hypotheses[0]
-            text = self.generator.sentencepiece.decode(best.tokens)
-            answers.append(Answer(text, tuple(hits), best.logprob, self.retriever.confidence(question, hits), len(best.tokens) + best.finished))
+        """A search on the marginal ``LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` of the next token."""
+        answers = [reader.NOTHING] * len(questions)
+        for places, reading in reader.readings(self.retriever, self.generator, questions, self.config):
+            asked = [questions[place] for place in places]
+            found = writing.search(self._past(reading), asked, self.generator.sentencepiece, self.decoding, self.retriever.device)
+            for place, question, hits, row in zip(places, asked, reading.hits, found, strict=True):
+                answers[place] = reader.worded(self.retriever, self.generator, question, hits, row[0])
         return answers
+
+    @torch.no_grad()
+    def stream(self, question: str) -> Iterator[str | Answer]:
+        for _, reading in reader.readings(self.retriever, self.generator, [question], self.config):
+            for piece in writing.stream(self._past(reading), question, self.generator.sentencepiece, self.decoding, self.retriever.device):
+                yield piece if isinstance(piece, str) else reader.worded(self.retriever, self.generator, question, reading.hits[0], piece)
+            return
+        yield reader.NOTHING
+
+    def _past(self, reading: Reading) -> Mixture:
+        return Mixture(self.generator.stepper(reading.state_NLD, reading.mask_NL, self.decoding.width), reading.prior_BK)
 
 
 def build(config: Config, parts: Parts) -> RagToken:

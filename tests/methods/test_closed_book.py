@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from conftest import Tiny
 from oracle import transformers_t5
+from torch import Tensor
 
-from medrag.generator.decoding import Decoding, Hypothesis, Step, beam_search
+from medrag import reader
+from medrag.generator import writing
+from medrag.generator.decoding import Decoding, Hypothesis
 from medrag.methods import Batch
 from medrag.methods.closed_book import ClosedBook, Config
 from medrag.types import Example
-from medrag.vocabulary import Sentencepiece
 
 
 def make(tiny: Tiny, decoding: Decoding) -> ClosedBook:
@@ -43,20 +46,26 @@ def test_the_logprob_of_an_answer_is_minus_its_loss(tiny: Tiny, beams: int, monk
     """For every hypothesis, also after the beams have changed places; confidence is the probability per token, the end included."""
     found: list[list[list[Hypothesis]]] = []
 
-    def watching(step: Step, rows: int, sentencepiece: Sentencepiece, decoding: Decoding, device: torch.device) -> list[list[Hypothesis]]:
-        found.append(beam_search(step, rows, sentencepiece, decoding, device))
+    search = writing.search
+
+    def watching(*inputs: Any) -> list[list[Hypothesis]]:
+        found.append(search(*inputs))
+        asked.extend(inputs[1])
         return found[-1]
 
-    monkeypatch.setattr("medrag.generator.beam_search", watching)
+    asked: list[str] = []
+    monkeypatch.setattr(writing, "search", watching)
     method = make(tiny, Decoding(beams=beams, answer_tokens=5))
     questions = tiny.questions[:10]
-    answers = method.answer(questions)
+    answers = dict(zip(questions, method.answer(questions), strict=True))
     lengths = set()
-    for question, answer, hypotheses in zip(questions, answers, found[0], strict=True):
+    assert sorted(asked) == sorted(questions) != asked
+    for question, hypotheses in zip(asked, found[0], strict=True):
+        answer = answers[question]
         assert answer.text == tiny.sentencepiece.decode(hypotheses[0].tokens) and answer.hits == ()
         assert answer.logprob == hypotheses[0].logprob
-        written = len(hypotheses[0].tokens) + hypotheses[0].finished
-        assert answer.confidence == pytest.approx(math.exp(answer.logprob / written), abs=1e-6)
+        assert answer.tokens == len(hypotheses[0].tokens) + hypotheses[0].finished
+        assert answer.confidence == pytest.approx(math.exp(answer.logprob / answer.tokens), abs=1e-6)
         for hypothesis in hypotheses:
             target = torch.tensor([[*hypothesis.tokens, *([tiny.sentencepiece.end] if hypothesis.finished else [])]])
             batch = method.collate([Example("x", question, ("",), ())])
@@ -65,3 +74,25 @@ def test_the_logprob_of_an_answer_is_minus_its_loss(tiny: Tiny, beams: int, monk
             assert hypothesis.logprob == pytest.approx(-float(loss) * target.shape[1], abs=1e-4)
             lengths.add(target.shape[1])
     assert beams == 1 or len(lengths) > 1
+
+
+def test_questions_are_answered_together_by_length(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of so many tokens, padding included; the answers are those of each question alone, in the order asked."""
+    method = make(tiny, Decoding(beams=2, answer_tokens=5))
+    questions = [*tiny.questions[:9], "？", "糖尿病" * 20, tiny.questions[0]]
+    alone = [method.answer([question])[0] for question in questions]
+    sizes: list[tuple[int, int]] = []
+    encode = method.generator.encode
+
+    def watching(ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        sizes.append((ids_NL.shape[0], ids_NL.shape[1]))
+        return encode(ids_NL, mask_NL)
+
+    monkeypatch.setattr(method.generator, "encode", watching)
+    monkeypatch.setattr(reader, "TOGETHER_TOKENS", 40)
+    together = method.answer(questions)
+    assert [(answer.text, answer.tokens) for answer in together] == [(answer.text, answer.tokens) for answer in alone]
+    assert [answer.logprob for answer in together] == pytest.approx([answer.logprob for answer in alone], abs=1e-4)
+    assert sum(rows for rows, _ in sizes) == len(questions) and len(sizes) > 3
+    assert all(rows * length <= 40 or rows == 1 for rows, length in sizes)
+    assert [length for _, length in sizes] == sorted((length for _, length in sizes), reverse=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from medrag import generator, reader, weights
-from medrag.generator import Generator
+from medrag.generator import Generator, writing
 from medrag.generator.decoding import Decoding
 from medrag.methods import Batch, Parts, fid
 from medrag.methods.fid import RETRIEVER_LOSSES, Fid, join
@@ -75,11 +75,13 @@ def test_one_passage_is_plain_mt5(tiny: Tiny) -> None:
             assert float(method(batch)) == pytest.approx(float(expected), abs=1e-4)
             (hit,) = method.retriever.retrieve([example.question], 1)[0]
             ids, mask = tiny.sentencepiece.pairs([example.question], [hit.passage.text], SOURCE_TOKENS)
-            best = method.generator.search(method.generator.encode(ids, mask), mask, method.decoding)[0][0]
+            past = method.generator.stepper(method.generator.encode(ids, mask), mask, method.decoding.beams)
+            best = writing.search(past, [example.question], tiny.sentencepiece, method.decoding, torch.device("cpu"))[0][0]
         (answer,) = method.answer([example.question])
         assert answer.text == tiny.sentencepiece.decode(best.tokens) and answer.hits == (hit,)
         assert answer.logprob == pytest.approx(best.logprob, abs=1e-4)
-        assert answer.tokens == len(best.tokens) + best.finished
+        *pieces, last = method.stream(example.question)
+        assert "".join(map(str, pieces)) == answer.text and last == answer
 
 
 def test_many_passages_are_their_states_in_one_row(tiny: Tiny) -> None:

@@ -16,10 +16,9 @@ from oracle import config_of, fill, transformers_t5, untie, untied
 from torch import Tensor
 from transformers import RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
-from medrag import generator as writing
 from medrag import losses, reader
-from medrag.generator import Generator
-from medrag.generator.decoding import RAG_SEQUENCE, Decoding, Hypothesis, Step, beam_search
+from medrag.generator import Generator, writing
+from medrag.generator.decoding import RAG_SEQUENCE, Decoding, Hypothesis, Past
 from medrag.methods import Batch, Method, Parts, rag_sequence, rag_token
 from medrag.methods.rag_sequence import RagSequence
 from medrag.methods.rag_token import RagToken
@@ -233,43 +232,60 @@ def test_nothing_left_to_read_is_said(tiny: Tiny, make: Any) -> None:
     with pytest.raises(ValueError, match="left with no passage"):
         method(method.collate([example]))
     method.retriever.hidden = frozenset(tiny.library)
-    with pytest.raises(ValueError, match="left with no passage"):
-        method.answer(["糖尿病"])
+    assert method.answer(["糖尿病", "咳嗽"]) == [reader.NOTHING] * 2
+    assert list(method.stream("糖尿病")) == [reader.NOTHING]
 
 
 # -- answering ------------------------------------------------------------------------------------------------------------------
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, module: Any, sums: list[Tensor], found: list[list[list[Hypothesis]]]) -> None:
-    """Keep every step's total probability and every search's result."""
+class Looked:
+    """A past that keeps every step's total probability."""
 
-    def watching(step: Step, rows: int, sentencepiece: Sentencepiece, decoding: Decoding, device: torch.device) -> list[list[Hypothesis]]:
-        def looked_at(token_RB: Tensor, parent_RB: Tensor | None) -> Tensor:
-            logp_RBV = step(token_RB, parent_RB)
-            sums.append(logp_RBV.exp().sum(-1))
-            return logp_RBV
+    def __init__(self, past: Past, sums: list[Tensor]) -> None:
+        self.past = past
+        self.sums = sums
+        self.reorder, self.keep = past.reorder, past.keep
 
-        found.append(beam_search(looked_at, rows, sentencepiece, decoding, device))
-        return found[-1]
+    def step(self, token_RB: Tensor) -> Tensor:
+        logp_RBV = self.past.step(token_RB)
+        self.sums.append(logp_RBV.exp().sum(-1))
+        return logp_RBV
 
-    monkeypatch.setattr(module, "beam_search", watching)
+
+@dataclasses.dataclass
+class Watched:
+    sums: list[Tensor] = dataclasses.field(default_factory=list)
+    found: dict[str, list[Hypothesis]] = dataclasses.field(default_factory=dict)
 
 
-@pytest.mark.parametrize(("make", "module"), [(token, rag_token), (sequence, writing)])
-def test_the_next_tokens_distribution_sums_to_1(tiny: Tiny, make: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sums: list[Tensor] = []
-    watched(monkeypatch, module, sums, [])
-    make(tiny).answer(tiny.questions[:4])
-    assert len(sums) == 5
-    for total in sums:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Keeps every step's total probability, and what each question's search finds; all hypotheses are asked for."""
+    search, seen = writing.search, Watched()
+
+    def watching(past: Past, questions: Sequence[str], sentencepiece: Sentencepiece, decoding: Decoding, device: Any, hypotheses: int = 1) -> Any:
+        found = search(Looked(past, seen.sums), questions, sentencepiece, decoding, device, decoding.beams)
+        seen.found |= dict(zip(questions, found, strict=True))
+        return found
+
+    monkeypatch.setattr(writing, "search", watching)
+    return seen
+
+
+@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize("make", [token, sequence])
+def test_the_next_tokens_distribution_sums_to_1(tiny: Tiny, make: Any, sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
+    make(tiny, decoding=dataclasses.replace(DECODING, sample=sample)).answer(tiny.questions[:4])
+    assert len(seen.sums) == 5
+    for total in seen.sums:
         assert torch.allclose(total, torch.ones_like(total), atol=1e-4)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_rag_token_decodes_with_the_probability_it_learns_with(tiny: Tiny, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log-probability of every hypothesis is minus the training loss of its tokens, also after the beams have changed places."""
-    found: list[list[list[Hypothesis]]] = []
-    watched(monkeypatch, rag_token, [], found)
+    seen = watched(monkeypatch)
     generator = tiny.generator()
     with torch.no_grad():
         generator.network.lm_head.weight[1] *= 3
@@ -277,7 +293,10 @@ def test_rag_token_decodes_with_the_probability_it_learns_with(tiny: Tiny, beams
     questions = tiny.questions[:5]
     answers = method.answer(questions)
     kinds = set()
-    for question, answer, hypotheses in zip(questions, answers, found[0], strict=True):
+    assert sorted(seen.found) == sorted(questions)
+    for question, answer in zip(questions, answers, strict=True):
+        hypotheses = seen.found[question]
+        assert answer.tokens == hypotheses[0].written
         assert answer.logprob == hypotheses[0].logprob
         assert answer.text == tiny.sentencepiece.decode(hypotheses[0].tokens)
         for hypothesis in hypotheses:
@@ -286,6 +305,10 @@ def test_rag_token_decodes_with_the_probability_it_learns_with(tiny: Tiny, beams
             assert -nats(method, batch) == pytest.approx(hypothesis.logprob, abs=1e-4)
             kinds.add(hypothesis.finished)
     assert beams == 1 or kinds == {True, False}
+
+
+def by_text(hypotheses: Sequence[Hypothesis]) -> dict[tuple[int, ...], float]:
+    return {hypothesis.tokens: hypothesis.logprob for hypothesis in hypotheses}
 
 
 def every_text(sentencepiece: Sentencepiece, length: int) -> list[tuple[tuple[int, ...], bool]]:
@@ -318,11 +341,10 @@ def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny)
     question = tiny.questions[0]
     with torch.no_grad():
         reading = reader.read(method.retriever, method.generator, tiny.questions[:2], method.config)
-        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.decoding)
-        assert [len(row) for row in beams] == [40] * (2 * K)
-        for b in range(2):
-            rows = beams[b * K : (b + 1) * K]
-            fast, thorough = method._fast(reading, b, rows), method._thorough(reading, b, rows)
+        beams_BK = method.search(reading, tiny.questions[:2])
+        assert [[len(row) for row in rows] for rows in beams_BK] == [[40] * K] * 2
+        for b, rows in enumerate(beams_BK):
+            fast, thorough = by_text(method.fast(reading, b, rows)), by_text(method.thorough(reading, b, rows))
             assert set(fast) == set(thorough) and len(fast) == 40
             for text, score in thorough.items():
                 assert fast[text] == pytest.approx(score, abs=1e-4)
@@ -330,10 +352,10 @@ def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny)
                     target = torch.tensor([[*text, *([1] if len(text) < 3 else [])]])
                     batch = Batch((Example("x", question, (), ()),), {"target_BT": target}, target.shape[1])
                     assert -nats(method, batch) == pytest.approx(score, abs=1e-4)
-        few = method._fast(reading, 0, [row[:2] for row in beams[:K]])
+        few = by_text(method.fast(reading, 0, [row[:2] for row in beams_BK[0]]))
         for text, score in few.items():
-            (whole,) = method._thorough(reading, 0, [[Hypothesis(text, 0.0, 0.0, len(text) < 3)]]).values()
-            assert score <= whole + 1e-4
+            (whole,) = method.thorough(reading, 0, [[Hypothesis(text, 0.0, 0.0, len(text) < 3)]])
+            assert score <= whole.logprob + 1e-4
         assert len(few) < 2 * K, "no text was found under two passages: the sum is not tested"
     found = {}
     for scoring in RAG_SEQUENCE:
@@ -361,10 +383,10 @@ def test_thorough_decoding_takes_the_best_of_all_beams(tiny: Tiny) -> None:
     answers = method.answer(questions)
     with torch.no_grad():
         reading = reader.read(method.retriever, method.generator, questions, method.config)
-        beams = method.generator.search(reading.state_NLD, reading.mask_NL, method.decoding)
+        beams_BK = method.search(reading, questions)
     for b, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         scored = {}
-        for hypothesis in itertools.chain(*beams[b * K : (b + 1) * K]):
+        for hypothesis in itertools.chain(*beams_BK[b]):
             target = torch.tensor([[*hypothesis.tokens, *([1] if hypothesis.finished else [])]])
             batch = Batch((Example("x", question, (), ()),), {"target_BT": target}, target.shape[1])
             scored[hypothesis.tokens] = -nats(method, batch)
