@@ -14,6 +14,7 @@ from typing import Any
 USAGE = """medrag: Chinese medical question answering with retrieval
 
   medrag prepare SOURCE... [--report]        raw files -> passages and examples; a page that shows what became of them
+  medrag cut FOLDER                          a pretrained mT5 (transformers layout) cut to the corpus's vocabulary
   medrag train task=dense                    train a method (launches deepspeed where the hardware has several devices)
   medrag index build | verify                encode the passages; check the index
   medrag index add FILE... | remove ID...    add passages, or take some out, without building anew (remove --from FILE: one id a line)
@@ -109,6 +110,18 @@ def _train(positional: list[str], overrides: list[str]) -> int:
         return 0
     if (artifact.path / assemble.PICTURE).is_file():
         print(f"curves: {artifact.path / assemble.PICTURE}")
+    return _done(artifact.path)
+
+
+def _cut(positional: list[str], overrides: list[str]) -> int:
+    from medrag import config
+    from medrag.assemble import cutting
+
+    if len(positional) != 1:
+        raise ValueError("medrag cut needs one folder in the transformers layout, or a hub name, as in: medrag cut ~/models/mt5-small")
+    # the shape that the reference asks for, not that of the small presets: its limit is meant for a pretrained vocabulary
+    artifact = cutting.cut(config.compose(["model=reference", *overrides]), positional[0])
+    print("\n".join(cutting.told(artifact)))
     return _done(artifact.path)
 
 
@@ -248,6 +261,7 @@ VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
     "index": _index,
+    "cut": _cut,
     "ask": _ask,
     "infer": _infer,
     "evaluate": _evaluate,

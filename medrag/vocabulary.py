@@ -230,7 +230,10 @@ class Sentencepiece:
         """From ``sentencepiece.model`` (medrag's) or ``spiece.model`` (the transformers layout)."""
         for name in (cls.FILE, "spiece.model"):
             if (folder / name).is_file():
-                return cls((folder / name).read_bytes())
+                try:
+                    return cls((folder / name).read_bytes())
+                except RuntimeError as error:
+                    raise ValueError(f"{folder / name}: not a SentencePiece model") from error
         raise ValueError(f"{folder}: no SentencePiece model there; {cls.FILE} or spiece.model is needed")
 
     @classmethod

@@ -389,7 +389,7 @@ def test_from_bare_texts_to_answers_through_the_commands(store: Path) -> None:
             rows = list(files.read_jsonl(files.current(store, "span_corruption").path / "log.jsonl"))
             losses = [row["loss"] for row in rows if "loss" in row]
             assert sum(losses[-3:]) / 3 < losses[0] - 1
-        done = medrag("train", f"store={store}", *WRITES, "task.epochs=0.5", f"task.start={start}")
+        done = medrag("train", f"store={store}", *WRITES, "task.epochs=0.5", *([f"task.start={start}"] if start else []))
         assert done.returncode == 0, done.stderr
         rows = list(files.read_jsonl(files.current(store, "closed_book").path / "log.jsonl"))
         first[start] = next(row["loss"] for row in rows if "loss" in row)
