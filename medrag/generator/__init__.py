@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medrag.generator import layout
+from medrag.generator.copying import start_copying
 from medrag.generator.head import target_logp
 from medrag.generator.network import T5, Shape, feeds_residual
 from medrag.generator.stepping import Stepper
@@ -35,6 +36,8 @@ class Config:
     """layers of the encoder, and as many of the decoder"""
     feed_forward: int = 1024
     dropout: float = 0.1
+    copying: bool = False
+    """random weights start with heads that copy from the source (see ``generator.copying``)"""
 
 
 class Generator(nn.Module):
@@ -132,4 +135,7 @@ def build(config: Config, sentencepiece: Sentencepiece) -> Generator:
         feed_forward=config.feed_forward,
         dropout=config.dropout,
     )
-    return Generator(shape, sentencepiece)
+    generator = Generator(shape, sentencepiece)
+    if config.copying:
+        start_copying(generator.network)
+    return generator
