@@ -6,7 +6,8 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -172,21 +173,56 @@ def _ask(positional: list[str], overrides: list[str]) -> int:
     method = trained.load(run, run.answer.method)
     beside = {name: trained.load(run, name) for name in run.answer.beside}
     for question in questions:
-        _show(infer.respond(question, method.answer([question])[0], run.answer, run.answer.method))
+        print(f"问：{question}\n答：", end="", flush=True)
+        if run.answer.stream:
+            response = _streamed(infer.stream(method, question, run.answer))
+        else:
+            response = infer.answered(method, question, run.answer)
+            print(response["answer"] if response["refused"] else _cited(response["sentences"]))
+        _show(response)
         for name, other in beside.items():
-            print(f"  对照（{name} 自己写的文字，未经核对）：{other.answer([question])[0].text}\n")
+            # nothing is refused here, so that methods can be compared; doses without a passage are withheld all the same
+            compared = infer.answered(other, question, replace(run.answer, refuse_below=0.0))
+            said = compared["answer"] if compared["refused"] else _cited(compared["sentences"])
+            print(f"  对照（{name}，置信度 {compared['confidence']:.2f}）：{said}\n")
     print(f"【{infer.LABEL}】")
     return 0
 
 
+def _streamed(pieces: Iterator[str | dict[str, Any]]) -> dict[str, Any]:
+    """Print an answer as it comes, and after it where each sentence stands, or that it is none."""
+    told = False
+    for piece in pieces:
+        if isinstance(piece, str):
+            told = True
+            print(piece, end="", flush=True)
+        elif piece["refused"]:
+            print(("\n〔以上文字依据不足，不作为回答〕\n" if told else "") + piece["answer"])
+        else:
+            print("\n  逐句依据：" + "".join(_mark(sentence) for sentence in piece["sentences"]))
+    assert isinstance(piece, dict)
+    return piece
+
+
+def _cited(sentences: Sequence[dict[str, Any]]) -> str:
+    """The sentences of an answer, each run of them with what it rests on."""
+    marks = [_mark(sentence) for sentence in sentences]
+    return "".join(
+        sentence["text"] + (mark if mark != after else "") for sentence, mark, after in zip(sentences, marks, [*marks[1:], ""], strict=True)
+    )
+
+
+def _mark(sentence: dict[str, Any]) -> str:
+    return "〔无依据〕" if sentence["passage"] is None else f"[{sentence['passage']}]"
+
+
 def _show(response: dict[str, Any]) -> None:
     quoted = any(evidence["text"] == response["answer"] for evidence in response["evidence"])
-    origin = "未作答" if response["refused"] else "原文：检索到的最相关回答" if quoted else "模型生成，未经核对"
-    print(f"问：{response['question']}")
-    print(f"答：{response['answer']}")
+    origin = "未作答" if response["refused"] else "原文：检索到的最相关回答" if quoted else "模型生成"
     print(
         f"  方法 {response['method']}（{origin}）；置信度 {response['confidence']:.2f}"
         + (f"；拒答原因 {response['reason']}" if response["refused"] else "")
+        + (f"；{sum(response['withheld'].values())} 句因剂量没有依据而未显示" if response["withheld"] else "")
     )
     for number, evidence in enumerate(response["evidence"], 1):
         about = evidence["title"] or evidence["text"]
@@ -209,29 +245,13 @@ def _infer(positional: list[str], overrides: list[str]) -> int:
 
 
 def _evaluate(positional: list[str], overrides: list[str]) -> int:
-    from medrag import assemble, config, evaluate, files
-    from medrag.assemble import trained
-    from medrag.reports import evaluation
-    from medrag.text import Segmenter
+    from medrag import config
+    from medrag.assemble import contest
 
     _nothing(positional, "evaluate")
-    run = config.compose(overrides)
-    store = Path(run.store)
-    data = assemble.corpus(run)
-    parents = [data.artifact, files.current(store, "index"), *(files.current(store, name) for name in dict.fromkeys(run.evaluate.methods))]
-    key = files.fingerprint([vars(run.evaluate), run.answer.refuse_below, run.seed, [parent.hash for parent in parents]])
-    found = files.find(store, "report", key)
-    if found is None:
-        result = evaluate.evaluate(
-            lambda name: trained.load(run, name), data.test, Segmenter(data.dictionary), run.evaluate, run.answer.refuse_below, run.seed
-        )
-        with files.publish(store, "report", key=key, parents=parents, config=vars(run.evaluate)) as folder:
-            files.write_json(folder / "evaluation.json", result)
-            files.write_text(folder / "table.txt", evaluate.table(result) + "\n")
-            evaluation.write(result, folder / "report.html")
-        found = files.current(store, "report")
-    print((found.path / "table.txt").read_text("utf-8"))
-    print(f"report: {found.path / 'report.html'}")
+    report = contest.report(config.compose(overrides)).path
+    print((report / "table.txt").read_text("utf-8"))
+    print(f"report: {report / 'report.html'}")
     return 0
 
 

@@ -55,25 +55,27 @@ def test_evaluate_writes_a_table_json_and_a_page(store: Path, capsys: pytest.Cap
     ]
     assert main(["evaluate", *settings]) == 0
     first = capsys.readouterr().out
-    assert "recall@10" in first and "rag_sequence, open pool" in first and "tok:zh" in first
+    assert "recall@10" in first and "rag_sequence, open" in first and "tok:zh" in first and "less dense" in first
     (report,) = store.glob("report/v*")
     result = json.loads((report / "evaluation.json").read_text("utf-8"))
     assert set(result["retrieval"]) == {"BM25, words", "BM25, characters and pairs", "dense", "fusion"}
     for row in result["retrieval"].values():
         assert 0 <= row["recall@1"]["mean"] <= row["recall@10"]["mean"] <= row["recall@100"]["mean"] <= 1
         assert row["recall@10"]["low"] <= row["recall@10"]["mean"] <= row["recall@10"]["high"]
-    assert [(row["method"], row["pool"]) for row in result["texts"]] == [
+    assert [(row["method"], row["pool"]) for row in result["methods"]] == [
         ("dense", "closed"),
         ("dense", "open"),
-        ("closed_book", "closed"),
+        ("closed_book", "none"),
         ("rag_token", "closed"),
         ("rag_token", "open"),
         ("rag_sequence", "closed"),
         ("rag_sequence", "open"),
     ]
-    by_row = {(row["method"], row["pool"]): row["character_f1"]["mean"] for row in result["texts"]}
+    by_row = {(row["method"], row["pool"]): row["scores"]["character_f1"]["mean"] for row in result["methods"]}
     assert by_row["dense", "closed"] > by_row["dense", "open"]
-    assert result["refusal"]["unanswerable"] == 42
+    assert result["questions"]["unanswerable"] == sum(row["questions"] for row in result["methods"][0]["trust"]["refused_by_kind"].values())
+    assert result["questions"]["unanswerable"] == 70 and len(result["differences"]) == 2 * 3
+    assert len((report / "answers.jsonl").read_text("utf-8").splitlines()) == 7 * (6 + 70)
     page = (report / "report.html").read_text("utf-8")
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "AI 生成" in page
     assert main(["evaluate", *settings]) == 0

@@ -1,29 +1,36 @@
-"""Answers + gold -> scores with intervals, and a report with plots.
+"""Answers + gold -> any number of methods side by side: figures with intervals, differences, trust, samples to read.
 
 Two pools are told apart. *Closed*: the test answers are in the index; a figure of retrieval. *Open*: the passages of all test questions
-are hidden; the honest figure of generation, since a new question does not find its own answer.
+are hidden; the honest figure of generation, since a new question does not find its own answer. A method that retrieves nothing has no pool.
 """
 
 from __future__ import annotations
 
-import sys
-import time
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from medrag import methods, metrics, ranking
-from medrag.infer import answer_in_batches
+from medrag import infer, methods, ranking
+from medrag.evaluate import answering, scoring
+from medrag.evaluate.answering import NO_POOL, Told
+from medrag.evaluate.scoring import Sheet
+from medrag.evaluate.trust import RIGHT_F1, trust
 from medrag.methods import Method
-from medrag.metrics import Mean
 from medrag.retriever import Retriever
 from medrag.text import Segmenter
-from medrag.types import Answer, Example
+from medrag.types import Example, Passage
 
-POOLS = ("closed", "open")
+VERSION = 2
+"""raised when the code comes to measure something else from the same inputs"""
+PUBLISHED = (
+    {"name": "T5, fine-tuned", "data": "cMedQA2", "bleu_1": 20.88, "bleu_4": 5.09, "rouge_1": 27.16, "rouge_l": 20.11},
+    {"name": "T5 with RAG", "data": "cMedQA2", "bleu_1": 25.86, "bleu_4": 13.02, "rouge_1": 34.24, "rouge_l": 27.54},
+)
+"""figures of others, in per cent: of other data, cut into words otherwise"""
+EVIDENCE = 5
+"""passages shown with a sample, beside those that support a sentence"""
 
 
 @dataclass
@@ -32,150 +39,163 @@ class Config:
 
     methods: list[str] = field(default_factory=lambda: ["dense"])
     """trained methods whose texts are scored; dense answers with the best passage"""
+    baseline: str = ""
+    """the method that each other is compared with; empty: the first"""
     questions: int = 0
-    """test questions that texts are generated for, evenly spread; 0: all"""
+    """answerable test questions that are asked, evenly spread; 0: all. Unanswerable ones are all asked"""
     resamples: int = 1000
     """of the bootstrap"""
     samples: int = 12
     """questions shown side by side in the report"""
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Scores of one method's texts in one pool."""
+def check(config: Config) -> None:
+    """Raise ValueError where a value is out of range."""
+    for name in config.methods:
+        if name not in methods.names():
+            raise ValueError(f"evaluate.methods={config.methods}: there is no method {name!r}; allowed: {', '.join(methods.names())}")
+    if len(set(config.methods)) < len(config.methods):
+        raise ValueError(f"evaluate.methods={config.methods} names a method twice")
+    if config.baseline and config.baseline not in config.methods:
+        raise ValueError(f"evaluate.baseline={config.baseline!r}; allowed: {', '.join(config.methods) or 'nothing'}")
+    for name, least in (("questions", 0), ("resamples", 1), ("samples", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"evaluate.{name}={getattr(config, name)}; it must be {least} or more")
 
-    method: str
-    pool: str
-    character_f1: Mean
-    bleu: float
-    bleu_low: float
-    bleu_high: float
-    rouge_l: Mean
-    seconds_per_question: float
+
+def baseline(config: Config) -> str:
+    """The method that each other is compared with; empty where there is none."""
+    return config.baseline or next(iter(config.methods), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A method that takes part."""
+
+    name: str
+    load: Callable[[], Method]
+    writes: bool
+    """or else it quotes its best passage"""
 
 
 def evaluate(
-    load: Callable[[str], Method], test: Sequence[Example], segmenter: Segmenter, config: Config, refuse_below: float, seed: int
-) -> dict[str, Any]:
-    """Everything the report shows, as JSON values. Raises ValueError where there is nothing to measure."""
+    contestants: Sequence[Contestant],
+    dense: Callable[[], Method],
+    test: Sequence[Example],
+    segmenter: Segmenter,
+    config: Config,
+    answer: infer.Config,
+    seed: int,
+    work: Path,
+) -> tuple[dict[str, Any], list[Told]]:
+    """Everything the report shows, as JSON values, and every answer. Raises ValueError where there is nothing to measure.
+
+    Answers are kept in the folder ``work`` as they come; called again with the same arguments, it asks what is not there.
+    """
+    check(config)
     answerable = [example for example in test if example.positives]
     if not answerable:
         raise ValueError("the corpus has no answerable test questions; prepare it with prepare.test_share above 0 or with mapped questions")
-    dense = load("dense")
+    chosen = spread(answerable, config.questions)
+    asked = [*chosen, *(example for example in test if not example.positives)]
+    shown = spread(chosen, config.samples)
+    result = _retrieval(dense(), answerable, config.resamples, seed)
+    hidden = frozenset(name for example in answerable for name in example.positives)
+    wanted = [[segmenter.join(reference).split() for reference in example.answers] for example in chosen]
+    parts = scoring.slices(chosen)
+    samples: list[dict[str, Any]] = [
+        {"id": example.id, "question": example.question, "reference": example.answers[0], "answers": []} for example in shown
+    ]
+    rows, sheets, all_told = list[dict[str, Any]](), dict[tuple[str, str], Sheet](), list[Told]()
+    for contestant in contestants:
+        method = contestant.load()
+        threshold = answer.refuse_below
+        for pool in answering.pools(method):
+            kept = work / f"{contestant.name}-{pool}.jsonl"
+            told = answering.answers(method, contestant.name, pool, asked, hidden, kept, answer.batch_questions)
+            all_told += told
+            counted = scoring.sheet(told[: len(chosen)], chosen, wanted, segmenter)
+            sheets[contestant.name, pool] = counted
+            f1 = [*counted.value_NC[:, scoring.MEANS.index("character_f1")].tolist(), *[0.0] * (len(asked) - len(chosen))]
+            right = [_right(contestant, one, example, score) for one, example, score in zip(told, asked, f1, strict=True)]
+            rows.append(
+                {
+                    "method": contestant.name,
+                    "pool": pool,
+                    "writes": contestant.writes,
+                    "scores": scoring.all_scores(counted, config.resamples, seed),
+                    "by": scoring.by_slice(counted.value_NC, parts, config.resamples, seed),
+                    "trust": trust(told, asked, right, f1, threshold),
+                    "questions_per_second": len(told) / max(sum(one.seconds for one in told), 1e-9),
+                    "peak_memory_gib": max(one.peak_bytes for one in told) / 2**30,
+                }
+            )
+            by_id = {one.question: one for one in told}
+            for sample in samples:
+                sample["answers"].append(_shown(by_id[sample["id"]], method, threshold))
+            result |= {"bleu_signature": counted.signature, "memory": answering.memory(next(method.parameters()).device)}
+        del method
+        gc.collect()
+    return {
+        "questions": {"answerable": len(answerable), "unanswerable": len(asked) - len(chosen), "asked": len(chosen)},
+        "bleu_signature": "",
+        "memory": "",
+        **result,
+        "methods": rows,
+        "baseline": baseline(config),
+        "differences": _differences(sheets, baseline(config), config.resamples, seed),
+        "published": list(PUBLISHED),
+        "samples": samples if rows else [],
+    }, all_told
+
+
+def _retrieval(dense: Method, answerable: Sequence[Example], resamples: int, seed: int) -> dict[str, Any]:
     retriever = getattr(dense, "retriever", None)
     assert isinstance(retriever, Retriever)
-    retrieval = ranking.measure(retriever, answerable, config.resamples, seed)
-    chosen = _spread(answerable, config.questions)
-    texts: list[Texts] = []
-    shown = _spread(chosen, config.samples)
-    said: dict[str, dict[str, str]] = {example.id: {} for example in shown}
-    signature = ""
-    for name in config.methods:
-        method = dense if name == "dense" else load(name)
-        for pool in POOLS:
-            answers, seconds = _answers(method, chosen, pool, answerable)
-            row, signature = _texts(name, pool, answers, chosen, segmenter, config, seed, seconds)
-            texts.append(row)
-            for example, answer in zip(chosen, answers, strict=True):
-                if example.id in said:
-                    said[example.id][f"{name}, {pool}"] = answer.text
-            if "retriever" not in dict(method.named_children()):
-                break
-    return {
-        "questions": {"answerable": len(answerable), "unanswerable": len(test) - len(answerable), "generated_for": len(chosen)},
-        "passages": len(retriever.passages),
-        **retrieval,
-        "texts": [asdict(row) for row in texts],
-        "bleu_signature": signature,
-        "refusal": _refusal(dense, test, refuse_below),
-        "samples": [{"question": example.question, "reference": example.answers[0], "answers": said[example.id]} for example in shown],
-    }
+    return {"passages": len(retriever.passages), **ranking.measure(retriever, answerable, resamples, seed)}
 
 
-def _answers(method: Method, examples: Sequence[Example], pool: str, test: Sequence[Example]) -> tuple[list[Answer], float]:
-    """Answers in order, and seconds per question."""
+def _right(contestant: Contestant, told: Told, example: Example, f1: float) -> bool:
+    """Quoted: the recorded passage; written: near enough to a recorded answer. What has no recorded answer is never right."""
+    if not contestant.writes:
+        return bool(told.passages) and told.passages[0] in example.positives
+    return bool(example.positives) and f1 >= RIGHT_F1
+
+
+def _differences(sheets: dict[tuple[str, str], Sheet], base: str, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Every method less the baseline, in the same pool; the answers of a method without a pool stand in every pool."""
+    found = []
+    for (name, pool), counted in sheets.items():
+        others = {place: other for (one, place), other in sheets.items() if one == base and name != base}
+        for place, other in others.items():
+            if NO_POOL in (pool, place) or pool == place:
+                shared = place if pool == NO_POOL else pool
+                found.append({"of": name, "less": base, "pool": shared, "scores": scoring.less(counted.value_NC, other.value_NC, resamples, seed)})
+    return found
+
+
+def _shown(told: Told, method: Method, threshold: float) -> dict[str, Any]:
+    """An answer as the samples show it, with the texts of its passages."""
     retriever = getattr(method, "retriever", None)
-    if isinstance(retriever, Retriever):
-        retriever.hidden = frozenset(name for example in test for name in example.positives) if pool == "open" else frozenset()
-    answers: list[Answer | None] = [None] * len(examples)
-    started = time.monotonic()
-    name = methods.name_of(method)
-    with tqdm(total=len(examples), desc=f"{name}, {pool}", unit=" questions", file=sys.stderr) as bar:
-        for place, answer in answer_in_batches(method, [example.question for example in examples], 16):
-            answers[place] = answer
-            bar.update()
-    seconds = (time.monotonic() - started) / len(examples)
-    if isinstance(retriever, Retriever):
-        retriever.hidden = frozenset()
-    return [answer for answer in answers if answer is not None], seconds
-
-
-def _texts(
-    name: str, pool: str, answers: Sequence[Answer], examples: Sequence[Example], segmenter: Segmenter, config: Config, seed: int, seconds: float
-) -> tuple[Texts, str]:
-    said = [answer.text for answer in answers]
-    references = [example.answers for example in examples]
-    f1 = [metrics.character_f1(text, wanted) for text, wanted in zip(said, references, strict=True)]
-    rouge = [metrics.rouge_l(text, wanted, segmenter) for text, wanted in zip(said, references, strict=True)]
-    bleu = metrics.bleu(said, references)
-    low, high = metrics.bleu_interval(bleu, config.resamples, seed)
-    means = (metrics.mean_with_interval(column, config.resamples, seed) for column in (f1, rouge))
-    return Texts(name, pool, next(means), bleu.score, low, high, next(means), seconds), bleu.signature
-
-
-def _refusal(dense: Method, test: Sequence[Example], refuse_below: float) -> dict[str, Any]:
-    """How confidence tells right from wrong and answerable from unanswerable, and what the threshold does."""
-    answers = dict(answer_in_batches(dense, [example.question for example in test], 32))
-    confidence = np.array([answers[place].confidence for place in range(len(test))])
-    right = np.array([bool(answers[place].hits) and answers[place].hits[0].passage.id in test[place].positives for place in range(len(test))])
-    answerable = np.array([bool(example.positives) for example in test])
-    refused = confidence < refuse_below
-    curve = []
-    for threshold in np.linspace(0, 1, 21):
-        kept = confidence >= threshold
-        curve.append({"threshold": float(threshold), "answered": float(kept.mean()), "right": float(right[kept].mean()) if kept.any() else None})
+    cited = {sentence.passage for sentence in told.sentences}
+    evidence = list[dict[str, Any]]()
+    for place, name in enumerate(told.passages):
+        if isinstance(retriever, Retriever) and (place < EVIDENCE or place in cited):
+            passage: Passage = retriever.passages[retriever.row[name]]
+            evidence.append({"place": place, "id": name, "title": passage.title, "text": passage.text})
     return {
-        "threshold": refuse_below,
-        "refused_of_answerable": float(refused[answerable].mean()),
-        "refused_of_unanswerable": float(refused[~answerable].mean()) if (~answerable).any() else None,
-        "unanswerable": int((~answerable).sum()),
-        "right_of_all_answerable": float(right[answerable].mean()),
-        "right_of_answered": float(right[~refused].mean()) if (~refused).any() else None,
-        "area_under_roc_answerable": _number(metrics.area_under_roc(confidence.tolist(), answerable.tolist())),
-        "area_under_roc_right": _number(metrics.area_under_roc(confidence.tolist(), right.tolist())),
-        "calibration_error": metrics.calibration_error(confidence.tolist(), right.tolist()),
-        "reliability": metrics.reliability(confidence.tolist(), right.tolist()),
-        "confidence_answerable": confidence[answerable].round(4).tolist(),
-        "confidence_unanswerable": confidence[~answerable].round(4).tolist(),
-        "curve": curve,
+        "method": told.method,
+        "pool": told.pool,
+        "text": told.text,
+        "confidence": told.confidence,
+        "refused": told.confidence < threshold or not told.text.strip(),
+        "sentences": [asdict(sentence) for sentence in told.sentences],
+        "evidence": evidence,
     }
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value
-
-
-def _spread(examples: Sequence[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """``count`` examples evenly spaced over the list; all of them for 0."""
     if count <= 0 or count >= len(examples):
         return list(examples)
     return [examples[place * len(examples) // count] for place in range(count)]
-
-
-def table(result: dict[str, Any]) -> str:
-    """The scores as text, for the terminal."""
-    lines = [*ranking.table(result), f"{'texts':<44}" + "".join(f"{name:>23}" for name in ("character F1", "BLEU", "ROUGE-L"))]
-    for row in result["texts"]:
-        bleu = f"{row['bleu']:.1f} [{row['bleu_low']:.1f}, {row['bleu_high']:.1f}]"
-        label = f"{row['method']}, {row['pool']} pool"
-        lines.append(f"{label:<44}{ranking.percent(row['character_f1']):>23}{bleu:>23}{ranking.percent(row['rouge_l']):>23}")
-    refusal = result["refusal"]
-    unanswerable = refusal["refused_of_unanswerable"]
-    lines += [
-        "",
-        f"refused below {refusal['threshold']:.2f}: {refusal['refused_of_answerable']:.0%} of {result['questions']['answerable']} answerable"
-        + (f", {unanswerable:.0%} of {refusal['unanswerable']} unanswerable questions" if unanswerable is not None else " questions"),
-        f"best passage right: {refusal['right_of_all_answerable']:.1%} of the answerable, {refusal['right_of_answered'] or 0:.1%} of those answered",
-        f"expected calibration error {refusal['calibration_error']:.3f}; BLEU signature {result['bleu_signature']}",
-    ]
-    return "\n".join(lines)

@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 
 from medrag import files
 
-INK, GRID, FIRST, SECOND, THIRD, FOURTH = COLOURS = ("#0a0b0c", "#1a1b1c", "#2a2b2c", "#3a3b3c", "#4a4b4c", "#5a5b5c")
-VARIABLES = ("--ink", "--grid", "--first", "--second", "--third", "--fourth")
-SERIES = (FIRST, SECOND, THIRD, FOURTH)
+COLOURS = ("#0a0b0c", "#1a1b1c", "#2a2b2c", "#3a3b3c", "#4a4b4c", "#5a5b5c", "#6a6b6c", "#7a7b7c")
+INK, GRID, FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH = COLOURS
+VARIABLES = ("--ink", "--grid", "--first", "--second", "--third", "--fourth", "--fifth", "--sixth")
+SERIES = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH)
 WIDTH_INCHES = 4.7
 """near the width of a phone, so that type there is shown at its own size"""
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")

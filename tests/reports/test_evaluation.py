@@ -13,7 +13,8 @@ from parsed import Page
 
 from medrag.reports import evaluation
 
-TEXT_F1 = {"mean": 0.31, "low": 0.29, "high": 0.33, "count": 40}
+MEASURES = ("character_f1", *(f"bleu_{order}" for order in (1, 2, 3, 4)), "rouge_1", "rouge_2", "rouge_l", "distinct_1", "distinct_2")
+SAID = ("characters", "supported", "copied", "withheld", "empty")
 
 
 def _mean(mean: float, count: int = 40) -> dict[str, Any]:
@@ -24,24 +25,56 @@ def _means(values: dict[str, float], count: int = 40) -> dict[str, Any]:
     return {measure: _mean(value, count) for measure, value in values.items()}
 
 
-def _text(method: str, pool: str) -> dict[str, Any]:
+def _trust() -> dict[str, Any]:
+    return {
+        "threshold": 0.35,
+        "questions": 43,
+        "answered": 0.8,
+        "right": 0.5,
+        "right_of_answered": 0.55,
+        "character_f1_of_answered": 0.33,
+        "refused_of_answerable": 0.1,
+        "refused_of_unanswerable": 0.667,
+        "refused_by_kind": {"off_topic": {"questions": 2, "refused": 1.0}, "unanswerable": {"questions": 1, "refused": 0.0}},
+        "before": {"error": 0.31, "reliability": [[43, 1.0, 0.92, 0.5]]},
+        "after": {"error": 0.04, "reliability": [[10, 0.25, 0.22, 0.2], [33, 0.75, 0.74, 0.7]]},
+        "auroc_right": 0.77,
+        "auroc_answerable": 0.81,
+        "curve": [
+            {"threshold": 0.0, "answered": 1.0, "right": 0.5, "character_f1": 0.3},
+            {"threshold": 0.35, "answered": 0.8, "right": 0.55, "character_f1": 0.33},
+            {"threshold": 1.0, "answered": 0.0, "right": None, "character_f1": None},
+        ],
+    }
+
+
+def _row(method: str, pool: str) -> dict[str, Any]:
+    scores = _means(dict.fromkeys((*MEASURES, *SAID), 0.31)) | {"bleu_4": {"mean": 7.4, "low": 6.8, "high": 8.1, "count": 40}}
+    sliced = ("character_f1", "bleu_4", "rouge_l", "supported")
+    by = {"label": {label: _means(dict.fromkeys(sliced, 0.21), 20) for label in ("consultation", "maternal")}, "source": {}}
     return {
         "method": method,
         "pool": pool,
-        "character_f1": TEXT_F1,
-        "bleu": 7.4,
-        "bleu_low": 6.8,
-        "bleu_high": 8.1,
-        "rouge_l": _mean(0.22),
-        "seconds_per_question": 0.0421,
+        "writes": method != "dense",
+        "scores": scores,
+        "by": by,
+        "trust": _trust(),
+        "questions_per_second": 12.345,
+        "peak_memory_gib": 0.987,
     }
+
+
+def _answer(method: str, pool: str, text: str, **changed: Any) -> dict[str, Any]:
+    sentences = [{"text": text, "passage": None, "support": 0.2, "withheld": ""}] if text else []
+    return {"method": method, "pool": pool, "text": text, "confidence": 0.5, "refused": False, "sentences": sentences, "evidence": []} | changed
 
 
 def _result() -> dict[str, Any]:
     retrievers = ("BM25, words", "BM25, characters and pairs", "BM25, training questions", "dense", "dense, training questions", "fusion")
     measures = {"recall@1": 0.4, "recall@10": 0.7, "recall@100": 0.9, "MRR@10": 0.5}
+    differences = {name: {**_mean(-0.117), "p": 0.014} for name in ("character_f1", "bleu_4", "rouge_l")}
     return {
-        "questions": {"answerable": 40, "unanswerable": 3, "generated_for": 20},
+        "questions": {"answerable": 40, "unanswerable": 3, "asked": 20},
         "passages": 1234,
         "retrieval": {name: _means(measures) for name in retrievers},
         "retrieval_differences": [
@@ -56,28 +89,32 @@ def _result() -> dict[str, Any]:
             "source": {"only": {name: _means(measures) for name in retrievers}},
         },
         "ranks": {"questions": ["a", "b"], "first_right": {name: [1, None] for name in retrievers}},
-        "texts": [_text("dense", "closed"), _text("dense", "open"), _text("closed_book", "closed")],
+        "methods": [_row("dense", "closed"), _row("dense", "open"), _row("closed_book", "none")],
+        "baseline": "dense",
+        "differences": [{"of": "closed_book", "less": "dense", "pool": pool, "scores": differences} for pool in ("closed", "open")],
+        "published": [{"name": "T5 with RAG", "data": "cMedQA2", "bleu_1": 25.86, "bleu_4": 13.02, "rouge_1": 34.24, "rouge_l": 27.54}],
         "bleu_signature": "nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:2.6.0",
-        "refusal": {
-            "threshold": 0.35,
-            "refused_of_answerable": 0.1,
-            "refused_of_unanswerable": 0.667,
-            "unanswerable": 3,
-            "right_of_all_answerable": 0.5,
-            "right_of_answered": 0.55,
-            "area_under_roc_answerable": 0.81,
-            "area_under_roc_right": 0.77,
-            "calibration_error": 0.04,
-            "reliability": [[10, 0.25, 0.22, 0.2], [33, 0.75, 0.74, 0.7]],
-            "confidence_answerable": [0.1, 0.5, 0.72, 0.9, 1.0],
-            "confidence_unanswerable": [0.0, 0.2, 0.4],
-            "curve": [{"threshold": 0.0, "answered": 1.0, "right": 0.5}, {"threshold": 1.0, "answered": 0.0, "right": None}],
-        },
+        "memory": "resident memory of the process",
         "samples": [
             {
+                "id": "a",
                 "question": "孕期可以喝咖啡吗？",
                 "reference": "少量可以。",
-                "answers": {"dense, closed": "少量", "dense, open": "", "closed_book, closed": "不清楚"},
+                "answers": [
+                    _answer(
+                        "dense",
+                        "closed",
+                        "少量可以。每天三片。多睡。",
+                        sentences=[
+                            {"text": "少量可以。", "passage": 1, "support": 0.9, "withheld": ""},
+                            {"text": "每天三片。", "passage": None, "support": 0.1, "withheld": "dose"},
+                            {"text": "多睡。", "passage": None, "support": 0.3, "withheld": ""},
+                        ],
+                        evidence=[{"place": place, "id": f"p{place}", "title": "", "text": f"第{place}段原文"} for place in (0, 1)],
+                    ),
+                    _answer("dense", "open", "", refused=True),
+                    _answer("closed_book", "none", "不清楚"),
+                ],
             }
         ],
     }
@@ -96,15 +133,41 @@ def test_page_shows_the_figures(tmp_path: Path) -> None:
     page, parsed = _written(_result(), tmp_path)
     words = " ".join(parsed.words)
     assert '<html lang="zh-CN">' in page and "<title>评测报告</title>" in page
-    for wanted in ("70.0%", "67.0, 72.0", "31.0%", "6.8, 8.1", "0.042", "tok:zh", "问诊", "母婴", "封闭", "开放", "66.7%", "1234", "阈值 0.35"):
+    shown = (
+        "31.0",
+        "28.0, 33.0",
+        "6.8, 8.1",
+        "12.35",
+        "0.99",
+        "tok:zh",
+        "问诊",
+        "母婴",
+        "封闭",
+        "开放",
+        "66.7%",
+        "1234",
+        "0.350",
+        "70.0%",
+        "67.0, 72.0",
+    )
+    for wanted in shown:
         assert wanted in words, wanted
     assert "AI 生成，仅供参考，不能替代医生诊断" in words
-    assert parsed.tags["svg"] == 5
-    assert "闭卷生成 closed_book · 不检索 none" in words
-    assert "（空）" in words
+    for wanted in ("-11.7", "p=0.014", "25.86", "不可逐项相比", "非医疗 off_topic（2）", "误差 0.310", "误差 0.040", "闭卷生成 closed_book"):
+        assert wanted in words, wanted
+    # scores, grounds, speed; two curves in two pools; reliability but for quotes from an open pool, where none is right; retrieval
+    assert parsed.tags["svg"] == 3 + 4 + 2 + 1
     for wanted in ("融合 fusion", "4.3%", "-11.7%", "30 题", "按类别 by label", "训练问题"):
         assert wanted in words, wanted
     assert "按来源" not in words, "a table of one source says nothing new"
+
+
+def test_a_sample_shows_what_supports_it(tmp_path: Path) -> None:
+    page, _ = _written(_result(), tmp_path)
+    assert "少量可以。<sup>[2]</sup>" in page and '<span class="loose">多睡。</span>' in page
+    assert re.search(r"<del [^>]*>每天三片。</del>", page)
+    assert '<li value="2">第1段原文' in page and "依据 evidence（2）" in page
+    assert page.count("拒答 refused</b>") == 1 and "（空）" in page
 
 
 def test_page_stands_alone(tmp_path: Path) -> None:
@@ -123,13 +186,18 @@ def test_same_figures_same_bytes(tmp_path: Path) -> None:
 def test_answers_are_escaped(tmp_path: Path) -> None:
     result = _result()
     evil = '<script>alert(1)</script><img src=x onerror="x()">{{ 7*7 }}$\\frac$'
-    result["samples"][0] = {"question": evil, "reference": evil, "answers": {f"{evil}, open": evil}}
-    result["texts"].append(_text(evil, "open"))
+    result["samples"][0] = {"id": evil, "question": evil, "reference": evil, "answers": [_answer(evil, "open", evil)]}
+    result["samples"][0]["answers"][0]["evidence"] = [{"place": 0, "id": evil, "title": evil, "text": evil}]
+    result["methods"].append(_row(evil, "open"))
+    for row in result["methods"]:
+        row["by"]["label"][evil] = row["by"]["label"]["maternal"]
+        row["trust"]["refused_by_kind"][evil] = {"questions": 1, "refused": 0.5}
     result["retrieval"][evil] = result["retrieval"].pop("dense")
     result["retrieval_by"]["source"][evil] = result["retrieval_by"]["label"]["maternal"]
-    result["retrieval_differences"][0]["of"] = evil
-    result["bleu_signature"] = evil
+    result["retrieval_differences"][0]["of"] = result["differences"][0]["of"] = result["baseline"] = result["published"][0]["name"] = evil
+    result["bleu_signature"] = result["memory"] = evil
     page, parsed = _written(result, tmp_path)
+    parsed.check()
     assert not {"script", "img"} & set(parsed.tags)
     assert "<script" not in page and "{{ 7*7 }}" in page
 
@@ -137,11 +205,10 @@ def test_answers_are_escaped(tmp_path: Path) -> None:
 def test_no_unanswerable_questions(tmp_path: Path) -> None:
     result = _result()
     result["questions"]["unanswerable"] = 0
-    missing = {"refused_of_unanswerable": None, "right_of_answered": None, "area_under_roc_answerable": None, "area_under_roc_right": None}
-    result["refusal"] |= missing | {"unanswerable": 0, "confidence_unanswerable": []}
-    page, parsed = _written(result, tmp_path)
-    assert "没有不可答题" in page and page.count("<b>—</b>") == 4 and "None" not in page
-    assert parsed.tags["svg"] == 5
+    for row in result["methods"]:
+        row["trust"] |= {"refused_of_unanswerable": None, "auroc_answerable": None, "auroc_right": None, "refused_by_kind": {}}
+    page, _ = _written(result, tmp_path)
+    assert "没有不可答题" in page and page.count("<td>—</td>") == 9 and "None" not in page
 
 
 @pytest.mark.parametrize("absent", [None, float("nan")])
@@ -150,10 +217,20 @@ def test_missing_values(tmp_path: Path, absent: float | None) -> None:
     result = _result()
     result["retrieval"]["dense"] = dict.fromkeys(result["retrieval"]["dense"], nothing)
     result["retrieval_by"]["label"]["maternal"]["dense"] = dict.fromkeys(result["retrieval"]["dense"], nothing)
-    result["texts"][0] |= {"character_f1": nothing, "bleu": absent, "bleu_low": absent, "bleu_high": absent, "seconds_per_question": absent}
+    result["methods"][0]["scores"] = dict.fromkeys(result["methods"][0]["scores"], nothing)
+    result["methods"][0]["questions_per_second"] = absent
+    result["methods"][1]["trust"]["curve"] = [{"threshold": 0.35, "answered": 0.0, "right": absent, "character_f1": absent}]
     page, parsed = _written(result, tmp_path)
     assert not re.search(r">\s*(None|nan)|nan%", page)
-    assert parsed.tags["svg"] == 5
+    assert parsed.tags["svg"] == 10
+
+
+def test_more_methods_than_colours(tmp_path: Path) -> None:
+    result = _result()
+    result["methods"] += [_row(f"method_{number}", pool) for number in range(7) for pool in ("closed", "open")]
+    _, parsed = _written(result, tmp_path)
+    parsed.check()
+    assert parsed.tags["svg"] == 3 + 4 + 2 + 14 + 1
 
 
 def test_nothing_but_counts(tmp_path: Path) -> None:
@@ -162,11 +239,13 @@ def test_nothing_but_counts(tmp_path: Path) -> None:
         "retrieval": {},
         "retrieval_differences": [],
         "retrieval_by": {"label": {}, "source": {}},
-        "texts": [],
+        "methods": [],
+        "differences": [],
+        "published": [],
         "bleu_signature": "",
+        "memory": "",
         "samples": [],
     }
-    result["refusal"] |= {"reliability": [], "confidence_answerable": [], "confidence_unanswerable": [], "curve": []}
     page, parsed = _written(result, tmp_path)
     assert parsed.tags["svg"] == 0
-    assert "没有评测回答文本" in page and "没有样例" in page
+    assert "没有评测回答文本" in page and "没有样例" in page and "没有可衡量的回答" in page
