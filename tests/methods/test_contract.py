@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medrag import methods, search
+from medrag.generator import Generator
 from medrag.generator.decoding import Decoding
 from medrag.methods import Method, Parts
 from medrag.types import Answer, Example, Hit
@@ -32,6 +33,9 @@ SMALL = {
 def _needing(*parts: str) -> list[str]:
     return [name for name in methods.names() if methods.the_class(methods.load(name)).needs & set(parts)]
 
+
+TOLD_BY_TOKEN = {"closed_book", "fid", "rag_token"}
+"""methods whose greedy and drawn answers come token by token"""
 
 every = pytest.mark.parametrize("name", methods.names())
 generating = pytest.mark.parametrize("name", _needing("generator"))
@@ -158,6 +162,7 @@ def test_answers_are_answers(name: str, tiny: Tiny) -> None:
         assert [hit.score for hit in answer.hits] == sorted((hit.score for hit in answer.hits), reverse=True)
         assert len(answer.hits) == (0 if not method.needs & {"context_encoder", "index"} else 3)
         assert answer.logprob <= 1e-6
+        assert type(answer.tokens) is int and 1 <= answer.tokens <= (5 if "generator" in method.needs else 1)
         assert 0 <= answer.confidence <= 1
     assert method.answer([]) == []
 
@@ -177,6 +182,74 @@ def test_a_batch_answers_as_one_by_one_in_the_order_asked(name: str, tiny: Tiny)
         assert answer.confidence == pytest.approx(alone.confidence, abs=1e-4)
     backwards = method.answer(questions[::-1])[::-1]
     assert [answer.text for answer in backwards] == [answer.text for answer in together]
+
+
+@every
+@pytest.mark.parametrize(
+    "written", [{}, {"beams": 1}, {"beams": 3, "length_power": 0.0}, {"sample": True}, {"sample": True, "top_p": 0.8, "seed": 3}]
+)
+def test_a_stream_is_the_answer_in_pieces(name: str, tiny: Tiny, written: dict[str, Any]) -> None:
+    """Texts of characters that are written byte by byte, whole ones and broken ones, among others."""
+    method = make(name, tiny)
+    if "generator" not in method.needs and written:
+        pytest.skip("this method quotes")
+    method.decoding = Decoding(**{"beams": 2, "answer_tokens": 12, "no_repeat_tokens": 0} | written)
+    several = broken = 0
+    for question in tiny.questions[:3]:
+        if "generator" in method.needs:
+            likely(method, spelled(tiny, "𠮷龘"))
+        (answer,) = method.answer([question])
+        *pieces, last = method.stream(question)
+        assert isinstance(last, Answer) and all(isinstance(piece, str) and piece for piece in pieces)
+        assert "".join(map(str, pieces)) == answer.text == last.text
+        assert (last.tokens, [hit.passage for hit in last.hits]) == (answer.tokens, [hit.passage for hit in answer.hits])
+        assert (last.logprob, last.confidence) == pytest.approx((answer.logprob, answer.confidence), abs=1e-4)
+        several += len(pieces) > 1
+        broken += "\ufffd" in answer.text
+    assert broken or "generator" not in method.needs or name == "span_corruption", "no bytes were written"
+    assert several or name not in TOLD_BY_TOKEN or method.decoding.width > 1
+
+
+def spelled(tiny: Tiny, text: str) -> list[int]:
+    """The tokens of a text, bytes among them."""
+    tokens = tiny.sentencepiece.encode(text, 50)[:-1]
+    assert any(map(tiny.sentencepiece.processor.is_byte, tokens))
+    return tokens
+
+
+def likely(method: Method, tokens: list[int]) -> None:
+    """Make the generator write these tokens more than others, in any order."""
+    generator = method.generator
+    assert isinstance(generator, Generator)
+    with torch.no_grad():
+        generator.network.lm_head.weight[tokens] *= 2
+
+
+@generating
+def test_a_drawn_answer_is_a_questions_own(name: str, tiny: Tiny) -> None:
+    """The same seed gives the same answer whatever is asked beside it, in any order; another seed gives others."""
+    method = make(name, tiny)
+    method.decoding = Decoding(sample=True, answer_tokens=6, temperature=1.5)
+    questions = tiny.questions[:6]
+
+    def drawn(asked: list[str]) -> list[tuple[str, float]]:
+        return [(answer.text, round(answer.logprob, 2)) for answer in method.answer(asked)]
+
+    together = drawn(questions)
+    assert [drawn([question])[0] for question in questions] == together == drawn(questions[::-1])[::-1]
+    assert drawn([questions[0]] * 2) == together[:1] * 2
+    method.decoding = dataclasses.replace(method.decoding, seed=1)
+    assert all(one != two for one, two in zip(drawn(questions), together, strict=True))
+
+
+@generating
+@pytest.mark.parametrize("written", [{"beams": 1}, {"beams": 3}, {"sample": True}])
+def test_the_logprob_is_a_sum_over_tokens(name: str, tiny: Tiny, written: dict[str, Any]) -> None:
+    """Each of them within what one token's may be: about the logarithm of the vocabulary's size."""
+    method = make(name, tiny)
+    method.decoding = Decoding(answer_tokens=6, **written)
+    for answer in method.answer(tiny.questions[:4]):
+        assert 0.05 < -answer.logprob / answer.tokens < 3 * math.log(tiny.sentencepiece.size)
 
 
 @encoding

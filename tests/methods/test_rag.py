@@ -365,15 +365,70 @@ def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny)
     assert found["fast"].logprob == pytest.approx(found["thorough"].logprob, abs=1e-4)
 
 
-def test_with_one_passage_both_give_one_answer(tiny: Tiny) -> None:
-    """Ranked by probability, RAG-Sequence and RAG-Token are the same method when K = 1."""
-    decoding = Decoding(beams=4, answer_tokens=5, length_power=0.0)
+@pytest.mark.parametrize("change", [{}, {"beams": 1}, {"sample": True}])
+def test_with_one_passage_all_are_a_plain_search(tiny: Tiny, change: dict[str, Any]) -> None:
+    """Ranked by probability, RAG-Sequence and RAG-Token are the same method when K = 1: mT5 on the question with that passage."""
+    decoding = dataclasses.replace(Decoding(beams=4, answer_tokens=5, length_power=0.0), **change)
     questions = tiny.questions[:6]
-    ours, theirs = token(tiny, 1, decoding=decoding).answer(questions), sequence(tiny, 1, decoding=decoding).answer(questions)
+    method = token(tiny, 1, decoding=decoding)
+    ours, theirs = method.answer(questions), sequence(tiny, 1, decoding=decoding).answer(questions)
     assert len({answer.text for answer in ours}) > 1
-    for one, two in zip(ours, theirs, strict=True):
-        assert (one.text, one.hits, one.confidence) == (two.text, two.hits, two.confidence)
+    for question, one, two in zip(questions, ours, theirs, strict=True):
+        (hit,) = method.retriever.retrieve([question], 1)[0]
+        ids, mask = tiny.sentencepiece.pairs([question], [hit.passage.text], SOURCE_TOKENS)
+        with torch.no_grad():
+            past = method.generator.stepper(method.generator.encode(ids, mask), mask, decoding.width)
+            ((plain, *_),) = writing.search(past, [question], tiny.sentencepiece, decoding, torch.device("cpu"))
+        assert one.text == tiny.sentencepiece.decode(plain.tokens) and one.tokens == plain.written
+        assert one.logprob == pytest.approx(plain.logprob, abs=1e-4)
+        assert (one.text, one.tokens, one.hits, one.confidence) == (two.text, two.tokens, two.hits, two.confidence)
         assert one.logprob == pytest.approx(two.logprob, abs=1e-4)
+
+
+def test_rag_sequence_draws_a_passage_then_a_text_from_it(tiny: Tiny) -> None:
+    """Passages as often as the prior says; the answer's log-probability is over all passages, or, fast, with the one drawn."""
+    method = sequence(tiny, decoding=Decoding(sample=True, answer_tokens=2), leave_out_own=False)
+    with torch.no_grad():
+        reading = reader.read(method.retriever, method.generator, ["咳嗽"], method.config)
+        counts, draws = [0] * K, 200
+        for seed in range(draws):
+            method.decoding = dataclasses.replace(method.decoding, seed=seed)
+            (found,) = method.draw(reading, ["咳嗽"])
+            assert sorted(map(len, found)) == [0] * (K - 1) + [1]
+            counts[[len(row) for row in found].index(1)] += 1
+        for count, share in zip(counts, reading.prior_BK[0].exp().tolist(), strict=True):
+            assert count / draws == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / draws))
+        assert min(counts) > 0
+        drawn = next(k for k, row in enumerate(found) if row)
+        own = float(reading.prior_BK[0, drawn]) + found[drawn][0].logprob
+        assert method.fast(reading, 0, found)[0].logprob == pytest.approx(own, abs=1e-4)
+        (whole,) = method.thorough(reading, 0, found)
+        assert whole.tokens == found[drawn][0].tokens and whole.logprob > own + 1e-4
+
+
+@pytest.mark.parametrize("make", [token, sequence])
+def test_questions_with_fewer_passages_or_none_stand_beside_others(tiny: Tiny, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approximate index may find fewer for one question; the others' answers stay what they are, in batches of whatever size."""
+    method = make(tiny)
+    questions = [*tiny.questions[:7], "？"]
+    retrieve = method.retriever.retrieve
+
+    def fewer(asked: Sequence[str], k: int, exclude: Any = None) -> Any:
+        most = {questions[1]: 0, questions[2]: 1, questions[5]: 2}
+        return [hits[: most.get(question, k)] for question, hits in zip(asked, retrieve(asked, k, exclude), strict=True)]
+
+    monkeypatch.setattr(method.retriever, "retrieve", fewer)
+    alone = [method.answer([question])[0] for question in questions]
+    assert [len(answer.hits) for answer in alone] == [3, 0, 1, 3, 3, 2, 3, 3]
+    assert alone[1] == reader.NOTHING
+    for together_tokens, together_questions in ((16_384, 256), (200, 3), (1, 2)):
+        monkeypatch.setattr(reader, "TOGETHER_TOKENS", together_tokens)
+        monkeypatch.setattr(reader, "TOGETHER_QUESTIONS", together_questions)
+        together = method.answer(questions)
+        assert [(one.text, one.tokens) for one in together] == [(one.text, one.tokens) for one in alone]
+        assert [[hit.passage.id for hit in one.hits] for one in together] == [[hit.passage.id for hit in one.hits] for one in alone]
+        assert [one.logprob for one in together] == pytest.approx([one.logprob for one in alone], abs=1e-4)
+        assert [one.confidence for one in together] == pytest.approx([one.confidence for one in alone], abs=1e-5)
 
 
 def test_thorough_decoding_takes_the_best_of_all_beams(tiny: Tiny) -> None:
