@@ -106,9 +106,9 @@ def ground(text: str, passages: Sequence[str]) -> Grounded:
     return Grounded(tuple(sentences), _copied(text, passages), (kept + text[start:]).strip())
 
 
-def states_dose(text: str) -> bool:
-    """Whether a text names a dose."""
-    return _read(text).dose
+def has_number(text: str) -> bool:
+    """Whether a text holds a digit, or a number in Chinese numerals."""
+    return any(character.isnumeric() and not "\u4e00" <= character <= "\u9fff" for character in text) or bool(_read(text).numbers)
 
 
 @dataclass(frozen=True, slots=True)

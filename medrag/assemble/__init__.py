@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from medrag import encoder, files, generator, hardware, methods, prepare, schedule, train
-from medrag.assemble import trained
+from medrag.assemble import calibrating, trained
 from medrag.assemble.trained import Built
 from medrag.config import Run
 from medrag.encoder import Encoder
@@ -126,6 +126,8 @@ def train_method(run: Run) -> Artifact | None:
             }
             with files.publish(store, run.task.method, key=name, parents=built.parents, config=config) as staging:
                 trained.save(built, staging)
+                if calibrator := calibrating.calibrate(built.method.eval(), data.dev):
+                    files.write_json(staging / calibrating.FILE, calibrator.state())
                 shutil.copyfile(folder / LOG, staging / LOG)
                 picture.write(files.read_jsonl(folder / LOG), state.best_step, staging / PICTURE)
     elif first:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from medrag import encoder, files, generator, indexing, methods, search, weights
+from medrag.assemble import calibrating
+from medrag.confidence import GENERATION, Calibrator
 from medrag.config import Run
 from medrag.files import Artifact
 from medrag.generator import Generator
@@ -54,6 +56,9 @@ def live(run: Run, artifact: Artifact, index: Artifact | None) -> Method:
     """A trained method on the run's device, in evaluation mode."""
     method = restore(artifact, index).to(device(run)).eval()
     method.decoding = run.answer.decoding
+    if (artifact.path / calibrating.FILE).is_file():
+        kept = json.loads((artifact.path / calibrating.FILE).read_text("utf-8"))
+        method.calibrator = Calibrator.load(kept, GENERATION, f"medrag train task={methods.name_of(method)}")
     return method
 
 

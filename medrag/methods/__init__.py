@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from medrag.confidence import Calibrator
 from medrag.encoder import Encoder
 from medrag.generator import Generator
 from medrag.generator.decoding import Decoding
@@ -77,6 +78,8 @@ class Method(nn.Module, ABC):
     """the loss is over the joined batch of all devices, so that gradient accumulation would change it"""
     decoding: Decoding = Decoding()
     """how answers are written; not part of what is trained"""
+    calibrator: Calibrator | None = None
+    """what turns what is seen of a written answer into its confidence; None: the confidence that ``answer`` gives stands"""
     room: Room = Room()
     """what a forward pass may hold activations of at once, for methods with ``whole_batch``"""
 
