@@ -6,14 +6,14 @@ L source tokens, T target tokens, H hypotheses, N = B x K rows of a beam search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from medrag import losses, reader
+from medrag import losses, ranking, reader
 from medrag.generator import Generator, writing
 from medrag.generator.decoding import Hypothesis
 from medrag.generator.rescoring import across
@@ -115,6 +115,11 @@ class RagSequence(Method):
         return [
             [found if k == drawn else nothing for k in range(reading.passages)] for found, drawn in zip(found_B, drawn_B1[:, 0].tolist(), strict=True)
         ]
+
+    def validate(self, examples: Sequence[Example], batch_examples: int) -> Mapping[str, float]:
+        """Beside ``minus_nats``, whether what is found still differs from question to question."""
+        varied = ranking.variety(self.retriever, [example.question for example in examples], self.config.passages)
+        return {**super().validate(examples, batch_examples), **varied}
 
 
 def build(config: Config, parts: Parts) -> RagSequence:

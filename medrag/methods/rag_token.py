@@ -6,14 +6,14 @@ T target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from medrag import losses, reader
+from medrag import losses, ranking, reader
 from medrag.generator import Generator, writing
 from medrag.generator.decoding import Mixture
 from medrag.methods import Batch, Method, Parts
@@ -74,6 +74,11 @@ class RagToken(Method):
 
     def _past(self, reading: Reading) -> Mixture:
         return Mixture(self.generator.stepper(reading.state_NLD, reading.mask_NL, self.decoding.width), reading.prior_BK)
+
+    def validate(self, examples: Sequence[Example], batch_examples: int) -> Mapping[str, float]:
+        """Beside ``minus_nats``, whether what is found still differs from question to question."""
+        varied = ranking.variety(self.retriever, [example.question for example in examples], self.config.passages)
+        return {**super().validate(examples, batch_examples), **varied}
 
 
 def build(config: Config, parts: Parts) -> RagToken:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from medrag import generator, reader, weights
 from medrag.generator import Generator, writing
 from medrag.generator.decoding import Decoding
-from medrag.methods import Batch, Parts, fid
+from medrag.methods import Batch, Parts, fid, rag_sequence, rag_token
 from medrag.methods.fid import RETRIEVER_LOSSES, Fid, join
 from medrag.retriever import Retriever
 from medrag.types import Example, Passage
@@ -185,6 +185,7 @@ def test_the_own_passage_and_its_near_duplicates_are_read_only_when_answering(ti
     twin = dataclasses.replace(tiny.passages[4], id="twin", text=tiny.passages[4].text + "！", group="g")
     finder.remember([*tiny.passages[:4], dataclasses.replace(tiny.passages[4], group="g"), *tiny.passages[5:], twin])
     method = make(tiny, passages=31, finder=finder)
+    method.decoding = Decoding(beams=1, answer_tokens=2)
     example = dataclasses.replace(tiny.examples[4], positives=("p4",))
     seen: list[reader.Reading] = []
     plain = reader.read
@@ -287,11 +288,11 @@ def test_each_part_gets_its_own_gradient(tiny: Tiny, kind: str) -> None:
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in found)
     method.zero_grad()
     _, taught_B = method._nats(method.collate(tiny.examples[:4]))
-    (taught_B.sum() / method.collate(tiny.examples[:4]).weight).backward()
+    (taught_B.sum() / method.collate(tiny.examples[:4]).weight).backward()  # type: ignore[no-untyped-call]
     again = [parameter.grad for parameter in method.retriever.parameters()]
     assert sum(float(gradient.abs().sum()) for gradient in again if gradient is not None) > 1e-4
-    for one, two in zip(found, again, strict=True):
-        assert one is not None and two is not None and torch.allclose(one, two, atol=1e-5)
+    for whole, part in zip(found, again, strict=True):
+        assert whole is not None and part is not None and torch.allclose(whole, part, atol=1e-5)
     assert all(parameter.grad is None for parameter in method.generator.parameters())
     assert (method.retriever.index.vectors(range(30)) == vectors).all()
 
@@ -356,7 +357,7 @@ def copyist(tiny: Tiny) -> Generator:
         gain_BK = torch.einsum("bp,bkp->bk", score_BP, own_BKP) / own_BKP.sum(-1)
         optimizer.zero_grad()
         loss = -writer.decode(joined.state_BPD, joined.mask_BP, target_BT).sum() / 16
-        (loss + torch.nn.functional.cross_entropy(gain_BK, slot_B)).backward()
+        (loss + torch.nn.functional.cross_entropy(gain_BK, slot_B)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert float(loss.detach()) < 0.3 and bool((gain_BK.argmax(1) == slot_B).all()), "it has not learned to read"
     return writer.eval()
@@ -417,6 +418,17 @@ def test_a_single_passage_teaches_nothing(tiny: Tiny) -> None:
     method = make(tiny, "loop", finder=finder)
     read_B, taught_B = sums(method, method.collate(tiny.examples[:2]))
     assert (read_B > 0).all() and (taught_B == 0).all()
+
+
+@pytest.mark.parametrize("module", [fid, rag_sequence, rag_token])
+def test_collapse_would_be_seen_while_training(tiny: Tiny, module: Any) -> None:
+    """The criterion comes first; beside it stands how varied the passages are that are found for the development questions."""
+    method = module.build(module.Config(K, SOURCE_TOKENS, 16), Parts(tiny.retriever(fixed=True), tiny.generator())).eval()
+    measured = method.validate(tiny.examples[:5], 2)
+    assert list(measured) == ["minus_nats", "distinct_first_hits", "prior_nats"]
+    first = {hits[0].passage.id for hits in method.retriever.retrieve(tiny.questions[:5], 1)}
+    assert measured["distinct_first_hits"] == len(first) / 5
+    assert measured["minus_nats"] < 0 < measured["prior_nats"] < math.log(K)
 
 
 @pytest.mark.parametrize(
