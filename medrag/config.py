@@ -24,6 +24,8 @@ from medrag.search import Search
 AXES = {"model": "tiny", "hardware": "cpu", "task": "dense"}
 """the axes and the presets they start from"""
 HOME = Path(__file__).parent.parent
+EMPTY = "''"
+"""what YAML takes for a text without a character; nothing at all is null to it"""
 
 
 @dataclass
@@ -75,7 +77,7 @@ def compose(arguments: Sequence[str]) -> Run:
         layers.append((str(path), OmegaConf.create({axis: _read(path)})))
     for name, value in overrides:
         try:
-            layers.append((f"{name}={value}", OmegaConf.from_dotlist([f"{name}={value}"])))
+            layers.append((f"{name}={value}", OmegaConf.from_dotlist([f"{name}={value or EMPTY}"])))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ValueError(f"{name}={value}: {_first_line(error)}") from error
 

@@ -69,3 +69,7 @@ def test_what_is_not_there_is_refused_with_what_is(argument: str, words: str) ->
 def test_show_is_yaml_that_names_every_key() -> None:
     text = config.show(config.compose(["task=rag_sequence"]))
     assert "rag_sequence: thorough" in text and "refuse_below" in text and "micro_batch" in text
+
+
+def test_nothing_behind_the_sign_is_an_empty_text() -> None:
+    assert config.compose(["task=rag_token", "task.start="]).task.start == ""
