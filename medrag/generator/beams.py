@@ -14,7 +14,8 @@ from medrag.vocabulary import Sentencepiece
 
 
 class Beams:
-    """A search in progress. A row leaves it as soon as no running beam can still overtake the last of the hypotheses asked for.
+    """A search in progress. A row leaves it as soon as no running beam can still overtake the last of the hypotheses asked for, or, with
+    ``decoding.early``, is not ahead of the last of ``decoding.beams``.
 
     At ``decoding.answer_tokens`` the running beams are kept as unfinished.
     """
@@ -31,7 +32,7 @@ class Beams:
     ) -> None:
         self.past = past
         self.decoding = decoding
-        self.hypotheses = min(hypotheses, decoding.beams)
+        self.hypotheses = decoding.beams if decoding.early else min(hypotheses, decoding.beams)
         self.pad, self.end = sentencepiece.pad, sentencepiece.end
         self.banned_Z = rules.banned(sentencepiece, sentinels, device)
         self.found: list[list[Hypothesis]] = [[] for _ in range(rows)]
@@ -70,7 +71,8 @@ class Beams:
             self._keep(~score_RB.isneginf(), text_RBT, score_RB, raw_RB, length, False)
             going_R = torch.zeros_like(self.place_R, dtype=torch.bool)
         else:
-            going_R = score_RB[:, 0] / self.decoding.answer_tokens**self.decoding.length_power > self.bar_R
+            longest = length if self.decoding.early else self.decoding.answer_tokens
+            going_R = score_RB[:, 0] / longest**self.decoding.length_power > self.bar_R
         if not going_R.all():
             self._leave(going_R, before_RBT)
             row_M = going_R.nonzero().squeeze(1)

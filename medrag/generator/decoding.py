@@ -27,12 +27,15 @@ class Decoding:
     """longest answer"""
     length_power: float = 1.0
     """hypotheses are ranked by log-probability / tokens ** length_power; 0 ranks by probability"""
+    early: bool = False
+    """beam search ends, as transformers does by default, once no running text ranks above the last of ``beams`` finished ones as it stands;
+    false: once none could at its longest, which is sure, but with ``length_power`` above 0 takes nearly always all ``answer_tokens``"""
     no_repeat_tokens: int = 4
     """no run of this many tokens appears twice in an answer; 0 allows all"""
     repetition_penalty: float = 1.0
     """what the log-probability of a token that the answer holds already is multiplied by; 1 changes nothing"""
     sample: bool = False
-    """draw one answer from the distribution in place of searching for the best; ``beams`` and ``length_power`` then do nothing"""
+    """draw one answer from the distribution in place of searching for the best; ``beams``, ``length_power`` and ``early`` then do nothing"""
     temperature: float = 1.0
     """of ``sample``: log-probabilities are divided by it; near 0 it is greedy"""
     top_p: float = 1.0

@@ -26,9 +26,9 @@ def search(
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each row, best first, at most ``decoding.beams`` and at least one.
 
-    The first ``hypotheses`` of a row are those that a search to the end would find; a row is left as soon as they are certain. ``past`` holds a
-    row for each question, of ``decoding.width`` beams. Questions only tell the draws of sampling apart.
-    ``sentinels``: they may be written too.
+    The first ``hypotheses`` of a row are those that a search to the end would find; a row is left as soon as they are certain (sooner with
+    ``decoding.early``, without certainty). ``past`` holds a row for each question, of ``decoding.width`` beams. Questions only tell the draws
+    of sampling apart. ``sentinels``: they may be written too.
     """
     if not questions:
         return []

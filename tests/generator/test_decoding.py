@@ -119,6 +119,17 @@ def test_rows_do_not_disturb_each_other_and_leave_when_they_are_done(tiny: Tiny,
     assert len(set(asked)) > 2
 
 
+def test_ending_early_takes_fewer_steps(tiny: Tiny) -> None:
+    """And may miss a better text, never find one."""
+    end = tiny.sentencepiece.end
+    tables = [table(seed, 8, end) for seed in range(8)]
+    asked: tuple[list[int], list[int]] = ([], [])
+    decoding = Decoding(beams=2, answer_tokens=8, no_repeat_tokens=0)
+    sure, soon = (found_in(tiny, tables, dataclasses.replace(decoding, early=early), 1, asked[early]) for early in (False, True))
+    assert sum(asked[True]) < sum(asked[False])
+    assert all(one[0].rank <= other[0].rank + 1e-6 for one, other in zip(soon, sure, strict=True))
+
+
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_the_best_alone_is_certain_sooner(tiny: Tiny, power: float) -> None:
     """Asked for one hypothesis a search finds the one that the whole search finds, in fewer steps where it can."""
@@ -234,9 +245,9 @@ def test_one_beam_of_a_generator_equals_transformers_greedy(tiny: Tiny) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}])
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_beams_of_a_generator_equal_transformers(tiny: Tiny, power: float, options: dict[str, Any]) -> None:
-    """With ``early_stopping="never"``, which is our rule; by its default transformers stops once no beam can win at the length that it has.
+@pytest.mark.parametrize(("power", "early"), [(0.0, False), (1.0, False), (1.0, True), (2.0, True)])
+def test_beams_of_a_generator_equal_transformers(tiny: Tiny, power: float, early: bool, options: dict[str, Any]) -> None:
+    """Its ``early_stopping="never"`` is our rule; its default, once no beam can win at the length that it has, is ``early``.
 
     Where a text has ended transformers never gives one that was cut at the limit, even if that ranks higher: those rows are left out.
     """
@@ -245,13 +256,16 @@ def test_beams_of_a_generator_equal_transformers(tiny: Tiny, power: float, optio
     ids_NL, mask_NL = tiny.sentencepiece.batch(questions, 32)
     decoding = Decoding(
         beams=3,
-        answer_tokens=7,
+        answer_tokens=9,
+        early=early,
         length_power=power,
         no_repeat_tokens=options.get("no_repeat_ngram_size", 0),
         repetition_penalty=options.get("repetition_penalty", 1.0),
     )
     found = writing.search(past(made, ids_NL, mask_NL, 3), questions, made.sentencepiece, decoding, CPU, hypotheses=3)
-    expected = theirs(made, ids_NL, mask_NL, num_beams=3, max_new_tokens=7, length_penalty=power, early_stopping="never", **options)
+    expected = theirs(
+        made, ids_NL, mask_NL, num_beams=3, max_new_tokens=9, length_penalty=power, early_stopping=False if early else "never", **options
+    )
     compared = [(written(made, row[0]), other) for row, other in zip(found, expected, strict=True) if row[0].finished]
     assert len(compared) > 5
     assert [ours for ours, _ in compared] == [other for _, other in compared]
