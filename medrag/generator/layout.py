@@ -40,16 +40,17 @@ def read(folder: Path, sentencepiece: Sentencepiece, dropout: float) -> tuple[Sh
         raise ValueError(f"model.generator.pretrained={folder}: no {WEIGHTS} there (other weight formats are refused)")
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     shape = replace(_shape(config, folder), vocabulary_tokens=sentencepiece.size, dropout=dropout)
-    tensors = {name: tensor.float() for name, tensor in weights.read(folder / WEIGHTS).items()}
+    tensors = weights.read(folder / WEIGHTS)
     copies = [tensors.pop(name) for name in _COPIES if name in tensors]
     if "shared.weight" not in tensors and copies:
         tensors["shared.weight"] = copies[0]
-    tensors.setdefault("lm_head.weight", tensors["shared.weight"].clone())
+    tensors.setdefault("lm_head.weight", tensors["shared.weight"])
     old = {piece: number for number, piece in enumerate(_names(Sentencepiece.load(folder)))}
     order = torch.tensor([old[piece] for piece in _names(sentencepiece)])
     for name in ("shared.weight", "lm_head.weight"):
         tensors[name] = tensors[name][order]
-    return shape, tensors
+    # not before the cut: what is read is mapped, and only the rows that stay come into memory
+    return shape, {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def write(folder: Path, shape: Shape, tensors: dict[str, Tensor], sentencepiece: Sentencepiece) -> None:
