@@ -15,6 +15,9 @@ from medrag.generator import decoding as rules
 from medrag.generator.decoding import Decoding, Hypothesis, Past
 from medrag.vocabulary import Sentencepiece
 
+NUCLEUS_TOKENS = 1024
+"""likeliest tokens in which ``top_p`` is looked for before all are sorted"""
+
 
 class Single:
     """A writing in progress. A row leaves it at its end token, or at ``decoding.answer_tokens``."""
@@ -95,10 +98,15 @@ def draw(logp_RV: Tensor, uniform_R: Tensor, decoding: Decoding) -> Tensor:
     p_RV = torch.softmax(logp_RV / decoding.temperature, dim=-1)
     token_RV = None
     if decoding.top_k or decoding.top_p < 1:
-        p_RV, token_RV = p_RV.topk(min(decoding.top_k or p_RV.shape[-1], p_RV.shape[-1]))
+        every = p_RV.shape[-1]
+        first_RV, token_RV = p_RV.topk(min(decoding.top_k or NUCLEUS_TOKENS, every))
+        if not decoding.top_k and bool((first_RV.sum(-1) < decoding.top_p).any()):
+            first_RV, token_RV = p_RV.topk(every)
+        p_RV = first_RV
     p_RV = p_RV.double()
     if decoding.top_p < 1:
-        p_RV = p_RV / p_RV.sum(-1, keepdim=True)
+        if decoding.top_k:
+            p_RV = p_RV / p_RV.sum(-1, keepdim=True)
         p_RV = p_RV.masked_fill(p_RV.cumsum(-1) - p_RV >= decoding.top_p, 0.0)
     sum_RV = p_RV.cumsum(-1)
     at_R1 = torch.searchsorted(sum_RV, uniform_R.unsqueeze(1) * sum_RV[:, -1:], right=True).clamp(max=sum_RV.shape[-1] - 1)

@@ -11,7 +11,7 @@ from conftest import Tiny
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from medrag.generator import Generator, writing
+from medrag.generator import Generator, sampling, writing
 from medrag.generator.decoding import Decoding, Hypothesis
 from medrag.generator.sampling import draw, uniforms
 
@@ -21,8 +21,12 @@ SAMPLE = Decoding(sample=True, answer_tokens=8, no_repeat_tokens=0)
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.6), (7, 0.8), (100, 0.05), (1, 1.0)])
-def test_tokens_are_drawn_as_often_as_transformers_would(temperature: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize("nucleus_tokens", [8, 1024])
+def test_tokens_are_drawn_as_often_as_transformers_would(
+    temperature: float, top_k: int, top_p: float, nucleus_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Uniform numbers in even steps hit every token as often as its probability says."""
+    monkeypatch.setattr(sampling, "NUCLEUS_TOKENS", nucleus_tokens)
     count = 20_000
     logits_V = torch.randn(40) * 2
     expected = TemperatureLogitsWarper(temperature)(None, logits_V[None].clone())
