@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from sacrebleu.metrics.bleu import BLEU
 from test_train import DENSE, ROOT, TINY
 from torch import Tensor
 
-from medrag import assemble, evaluate, files, grounding
+from medrag import assemble, evaluate, files, grounding, infer
 from medrag.__main__ import main
-from medrag.assemble import trained
+from medrag.assemble import contest, trained
 from medrag.config import compose
 from medrag.evaluate import Config, Contestant, answering, scoring, tables
 from medrag.evaluate.answering import Told
@@ -204,6 +205,20 @@ def test_trust_by_hand() -> None:
     assert nothing["right_of_answered"] is None and nothing["auroc_right"] is None and nothing["answered"] == 0
 
 
+def test_what_may_not_be_shown_counts_as_refused() -> None:
+    """As ``infer.respond`` has it."""
+    plain, dose = grounding.Sentence("多喝水。", 0, 1.0), grounding.Sentence("每天三片。", None, 0.1, "dose")
+    cases = [((plain,), ("p",)), ((plain, dose), ("p",)), ((dose,), ("p",)), ((plain, dose), ()), ((plain,), ()), ((), ())]
+    rows = [replace(told(0.9, "".join(one.text for one in some)), sentences=some, passages=names) for some, names in cases]
+    assert [one.silent for one in rows] == [False, False, True, True, False, True]
+    found = trust(rows, [Example("e", "问", ("多喝水",), ("p",))] * 6, [False] * 6, [0.0] * 6, 0.5)
+    assert found["answered"] == found["curve"][0]["answered"] == pytest.approx(3 / 6)
+    for one in rows:
+        library = {"p": Passage("p", "多喝水。", "s")}
+        answer = Answer(one.text, tuple(Hit(library[name], 1.0) for name in one.passages), 0.0, 0.9)
+        assert infer.respond("问", answer, SETTINGS, "fid", 0.5)["refused"] == one.silent, one.text
+
+
 # -- resuming -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +338,7 @@ def test_stopped_and_called_again_the_command_goes_on(store: Path, monkeypatch: 
     assert sorted(path.name for path in (store / "report").iterdir()) == ["CURRENT", report.path.name]
     rows = list(files.read_jsonl(report.path / "answers.jsonl"))
     result = json.loads((report.path / "evaluation.json").read_text("utf-8"))
-    assert len(rows) == 2 * 12 and {row["pool"] for row in rows} == {"closed", "open"}
+    assert len(rows) == 2 * 9 and {row["pool"] for row in rows} == {"closed", "open"}
     assert result["methods"][0]["scores"]["characters"]["mean"] == pytest.approx(
         np.mean([len(row["text"]) for row in rows if row["pool"] == "closed"])
     )
@@ -333,23 +348,43 @@ def test_stopped_and_called_again_the_command_goes_on(store: Path, monkeypatch: 
 
 
 def test_only_what_determines_the_report_makes_another(store: Path) -> None:
-    settings = [f"store={store}", "evaluate.resamples=20", "evaluate.questions=4", "evaluate.samples=1"]
-    assert main(["evaluate", *settings]) == 0
-    first = files.current(store, "report").path
-    for same in (
-        ["evaluate.baseline=dense"],
-        ["answer.batch_questions=2"],
-        ["answer.decoding.beams=2"],
-        ["answer.evidence=1"],
-        ["hardware.threads=1"],
-    ):
-        assert main(["evaluate", *settings, *same]) == 0
-        assert files.current(store, "report").path == first, same
-    for other in (["evaluate.questions=5"], ["answer.refuse_below=0.7"], ["seed=3"], ["evaluate.samples=2"]):
-        assert main(["evaluate", *settings, *other]) == 0
-        assert files.current(store, "report").path != first, other
-    assert main(["evaluate", *settings]) == 0
-    assert files.current(store, "report").path == first
+    settings = [f"store={store}", "evaluate.questions=4"]
+
+    def key(*changed: str) -> str:
+        return contest.entered(compose([*settings, *changed])).key
+
+    first = key()
+    for same in ("evaluate.baseline=dense", "answer.batch_questions=2", "answer.decoding.beams=2", "answer.evidence=1", "hardware.threads=1"):
+        assert key(same) == first, same
+    for other in ("evaluate.questions=5", "evaluate.samples=2", "evaluate.resamples=7", "answer.refuse_below=0.7", "seed=3"):
+        assert key(other) != first, other
+
+
+def test_how_texts_are_written_is_part_of_the_report_of_what_writes(store: Path, tmp_path: Path) -> None:
+    """As are the weights; and a method of another corpus is refused."""
+    copied = tmp_path / "store"
+    shutil.copytree(store, copied)
+    run = compose([f"store={copied}", "task=closed_book", *TINY])
+    built = assemble.fresh(run, assemble.corpus(run))
+
+    def published(key: str) -> None:
+        with files.publish(copied, "closed_book", key=key, parents=built.parents, config={"model": {}}) as made:
+            trained.save(built, made)
+
+    def key(*changed: str) -> str:
+        return contest.entered(compose([f"store={copied}", "evaluate.methods=[dense,closed_book]", *changed])).key
+
+    published("one")
+    first = key()
+    assert key() == key("evaluate.baseline=dense") == first
+    assert len({first, key("answer.decoding.beams=2"), key("answer.decoding.seed=1"), key("evaluate.baseline=closed_book")}) == 4
+    published("two")
+    assert key() != first
+    lines = (ROOT / "corpora" / "maternal.jsonl").read_text("utf-8").splitlines()[:20]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines), "utf-8")
+    assert main(["prepare", str(tmp_path / "more.jsonl"), f"store={copied}", "prepare.negatives=0"]) == 0
+    with pytest.raises(ValueError, match=r"made from another corpus than .*medrag train task=dense"):
+        key()
 
 
 @pytest.mark.parametrize(

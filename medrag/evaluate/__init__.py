@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medrag import infer, methods, ranking
+from medrag import confidence, infer, methods, ranking
 from medrag.evaluate import answering, scoring
 from medrag.evaluate.answering import NO_POOL, Told
 from medrag.evaluate.scoring import Sheet
-from medrag.evaluate.trust import RIGHT_F1, trust
+from medrag.evaluate.trust import trust
 from medrag.methods import Method
 from medrag.retriever import Retriever
 from medrag.text import Segmenter
@@ -99,7 +99,10 @@ def evaluate(
     chosen = spread(answerable, config.questions)
     asked = [*chosen, *(example for example in test if not example.positives)]
     shown = spread(chosen, config.samples)
-    result = _retrieval(dense(), answerable, config.resamples, seed)
+    finder = dense()
+    result = _retrieval(finder, answerable, config.resamples, seed)
+    loaded = finder if contestants and contestants[0].name == "dense" else None
+    del finder  # so that it is no part of another method's memory
     hidden = frozenset(name for example in answerable for name in example.positives)
     wanted = [[segmenter.join(reference).split() for reference in example.answers] for example in chosen]
     parts = scoring.slices(chosen)
@@ -108,8 +111,8 @@ def evaluate(
     ]
     rows, sheets, all_told = list[dict[str, Any]](), dict[tuple[str, str], Sheet](), list[Told]()
     for contestant in contestants:
-        method = contestant.load()
-        threshold = answer.refuse_below
+        method, loaded = loaded or contestant.load(), None
+        threshold = infer.threshold(method, answer)
         for pool in answering.pools(method):
             kept = work / f"{contestant.name}-{pool}.jsonl"
             told = answering.answers(method, contestant.name, pool, asked, hidden, kept, answer.batch_questions)
@@ -159,7 +162,7 @@ def _right(contestant: Contestant, told: Told, example: Example, f1: float) -> b
     """Quoted: the recorded passage; written: near enough to a recorded answer. What has no recorded answer is never right."""
     if not contestant.writes:
         return bool(told.passages) and told.passages[0] in example.positives
-    return bool(example.positives) and f1 >= RIGHT_F1
+    return bool(example.positives) and f1 >= confidence.RIGHT_F1
 
 
 def _differences(sheets: dict[tuple[str, str], Sheet], base: str, resamples: int, seed: int) -> list[dict[str, Any]]:
@@ -188,7 +191,7 @@ def _shown(told: Told, method: Method, threshold: float) -> dict[str, Any]:
         "pool": told.pool,
         "text": told.text,
         "confidence": told.confidence,
-        "refused": told.confidence < threshold or not told.text.strip(),
+        "refused": told.confidence < threshold or told.silent,
         "sentences": [asdict(sentence) for sentence in told.sentences],
         "evidence": evidence,
     }

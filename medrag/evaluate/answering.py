@@ -61,6 +61,12 @@ class Told:
         """The share of sentences that a passage supports; 0 where there is none."""
         return sum(sentence.passage is not None for sentence in self.sentences) / max(len(self.sentences), 1)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing may be shown of it, however sure the method is (``infer.respond``): no text, or a dose on no passage's word."""
+        withheld = [bool(sentence.withheld) for sentence in self.sentences]
+        return not self.text.strip() or (any(withheld) and (all(withheld) or not self.passages))
+
 
 def read(row: dict[str, Any]) -> Told:
     """What ``asdict`` made of a Told."""

@@ -17,8 +17,6 @@ from medrag.types import Example
 
 COVERAGES = 20
 """points of a refusal curve, evenly spread over the share answered"""
-RIGHT_F1 = 0.35
-"""character F1 with a recorded answer from which on a written text counts as right"""
 UNANSWERABLE = "unanswerable"
 _DEPARTMENTS = ("", "maternal", "consultation")
 """labels that say nothing of why a question cannot be answered"""
@@ -30,13 +28,13 @@ Flags = npt.NDArray[np.bool_]
 def trust(told: Sequence[Told], examples: Sequence[Example], right: Sequence[bool], f1: Sequence[float], threshold: float) -> dict[str, Any]:
     """JSON values; ``right`` and ``f1`` are those of each answer, false and 0 where a question has no answer in the corpus.
 
-    An empty answer is a refusal. None stands for what cannot be said, such as the accuracy of no answer.
+    An answer of which nothing may be shown is a refusal. None stands for what cannot be said, such as the accuracy of no answer.
     """
     confidence_N, raw_N = np.array([one.confidence for one in told]), np.array([one.raw for one in told])
     right_N, f1_N = np.array(right, dtype=bool), np.array(f1, dtype=np.float64)
     answerable_N = np.array([bool(example.positives) for example in examples])
-    empty_N = np.array([not one.text.strip() for one in told])
-    kept_N = (confidence_N >= threshold) & ~empty_N
+    silent_N = np.array([one.silent for one in told])
+    kept_N = (confidence_N >= threshold) & ~silent_N
     kinds = np.array(["" if example.positives else kind(example) for example in examples], dtype=str)
     return {
         "threshold": threshold,
@@ -54,7 +52,7 @@ def trust(told: Sequence[Told], examples: Sequence[Example], right: Sequence[boo
         "after": _calibration(confidence_N, right_N),
         "auroc_right": _known(metrics.area_under_roc(confidence_N.tolist(), right_N.tolist())),
         "auroc_answerable": _known(metrics.area_under_roc(confidence_N.tolist(), answerable_N.tolist())),
-        "curve": _curve(confidence_N, right_N, f1_N, empty_N, threshold),
+        "curve": _curve(confidence_N, right_N, f1_N, silent_N, threshold),
     }
 
 
@@ -68,13 +66,13 @@ def _calibration(confidence_N: Floats, right_N: Flags) -> dict[str, Any]:
     return {"error": metrics.calibration_error(confidence, right), "reliability": metrics.reliability(confidence, right)}
 
 
-def _curve(confidence_N: Floats, right_N: Flags, f1_N: Floats, empty_N: Flags, threshold: float) -> list[dict[str, Any]]:
+def _curve(confidence_N: Floats, right_N: Flags, f1_N: Floats, silent_N: Flags, threshold: float) -> list[dict[str, Any]]:
     """Share answered, share right and mean character F1 of those, at the threshold in force and at some that spread the share answered."""
     places = np.arange(COVERAGES) * len(confidence_N) // COVERAGES
     thresholds = {0.0, threshold, *np.sort(confidence_N)[places].tolist()}
     rows = []
     for least in sorted(thresholds):
-        kept_N = (confidence_N >= least) & ~empty_N
+        kept_N = (confidence_N >= least) & ~silent_N
         rows.append({"threshold": least, "answered": _share(kept_N), "right": _share(right_N[kept_N]), "character_f1": _share(f1_N[kept_N])})
     return rows
 
