@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medrag import quantized
 from medrag.encoder import Encoder
 from medrag.vocabulary import Wordpiece
 
@@ -121,7 +122,7 @@ def resolve(precision: str, devices: Sequence[torch.device]) -> str:
     cards = [torch.cuda.get_device_capability(device) for device in devices if device.type == "cuda"]
     if precision == "auto":
         if not cards:
-            return "int8" if sums_bytes() else "fp32"
+            return "int8" if quantized.sums_bytes() else "fp32"
         return "bf16" if min(cards) >= (8, 0) else "fp16" if min(cards) >= (7, 0) else "fp32"
     if precision == "int8" and cards:
         raise ValueError("index.encoding=int8 runs on a CPU only; on a card fp32, fp16 and bf16 are allowed")
@@ -146,38 +147,5 @@ def lowered(encoder: Encoder, precision: str) -> Encoder:
                 layer.activation = nn.GELU()
     if precision != "int8":
         return replica.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-    for module in list(replica.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child))
+    quantized.lower(replica)
     return replica
-
-
-class Int8Linear(nn.Module):
-    """A linear layer on a CPU with weights and inputs in 8 bits, summed in 32.
-
-    Each row of the weight has a scale, and so has each input vector (found as it comes): what stands beside a text changes nothing.
-    The layer-wise scheme is that of LLM.int8() (Dettmers et al. 2022, equation 3) without its outliers.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach().float()
-        # another CPU adds two products in 16 bits first, which hold 2 * 255 * 63 but not twice that
-        levels = 127 if sums_bytes() else 63
-        self.scale_D = weight.abs().amax(1).clamp(min=1e-8) / levels
-        self.whole = (weight / self.scale_D.unsqueeze(1)).round().to(torch.int8).t()
-        self.bias = linear.bias.detach().float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        row_TD = x.flatten(0, -2)
-        scale_T1 = row_TD.abs().amax(1, keepdim=True).clamp_(min=1e-8) / 127
-        whole_TD = (row_TD * scale_T1.reciprocal()).round_().to(torch.int8)
-        y_TD = torch._int_mm(whole_TD, self.whole).float().mul_(scale_T1)
-        return torch.addcmul(self.bias, y_TD, self.scale_D).view(*x.shape[:-1], len(self.bias))
-
-
-def sums_bytes() -> bool:
-    """Whether this CPU adds products of 8 bits straight into 32 (VNNI): four times as many at once as in fp32."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_vnni") or found.get("avx_vnni"))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from medrag.encoding import BATCH_TOKENS, PRECISIONS, Encoding, Int8Linear, budget, lowered, resolve, sums_bytes
+from medrag.encoding import BATCH_TOKENS, PRECISIONS, Encoding, budget, lowered, resolve
+from medrag.quantized import Int8Linear
 
 LIMIT = 16
 CPU = torch.device("cpu")
@@ -128,25 +129,6 @@ def test_an_error_on_one_device_is_raised(tiny: Tiny) -> None:
     finally:
         tiny.wordpiece.pad = pad
     assert len(encoding(tiny.texts())) == len(tiny.texts())
-
-
-@pytest.mark.parametrize("vnni", [True, False])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_integer_sums_overflow_nowhere(sign: int, vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest inputs and weights there can be, and random ones, against the same product in 64 bits."""
-    if vnni and not sums_bytes():
-        pytest.skip("this CPU has no VNNI")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": vnni})
-    linear = nn.Linear(256, 40)
-    with torch.no_grad():
-        linear.weight[:2] = sign
-    made = Int8Linear(linear)
-    x = torch.cat([torch.ones(1, 256), torch.linspace(-1, 1, 256).expand(1, -1), torch.randn(7, 256)])
-    scale_T1 = x.abs().amax(1, keepdim=True) / 127
-    exact = (x / scale_T1).round().long() @ made.whole.long() * scale_T1 * made.scale_D + linear.bias
-    torch.testing.assert_close(made(x), exact, rtol=1e-5, atol=1e-5)
-    assert (made(x) - linear(x)).abs().max() < 0.02 * linear(x).abs().max(), "and it is the layer that it was made from"
-    torch.testing.assert_close(made(x.view(3, 3, 256)).view(9, 40), made(x), rtol=0, atol=0)
 
 
 def test_neighbours_do_not_change_a_vector_in_8_bits(tiny: Tiny) -> None:
