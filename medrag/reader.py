@@ -18,8 +18,10 @@ from medrag.types import Answer, Example, Hit
 
 NOTHING = Answer("", (), 0.0, 0.0)
 """what a question is answered with for which there is no passage to read"""
-TOGETHER_TOKENS = 16_384
-"""source tokens, padding included, that answers are written from at once"""
+TOGETHER_TOKENS = 20_480
+"""source tokens, padding included, that answers are written from at once: 16 questions with five passages of 256 tokens"""
+TOGETHER_SOURCES = 128
+"""sources that answers are written from at once; every beam of each takes as much room as the vocabulary"""
 TOGETHER_QUESTIONS = 256
 """questions that passages are looked up for at once"""
 
@@ -83,7 +85,7 @@ def read(
 def readings(retriever: Retriever, generator: Generator, questions: Sequence[str], config: Config) -> Iterator[tuple[list[int], Reading]]:
     """The places of questions that are answered together, and their reading, until all have come that have a passage.
 
-    Questions of like length go together, at most ``TOGETHER_TOKENS`` source tokens, and only those with equally many passages.
+    Questions of like length go together, and only those with equally many passages.
     """
     for start in range(0, len(questions), TOGETHER_QUESTIONS):
         asked = questions[start : start + TOGETHER_QUESTIONS]
@@ -92,7 +94,7 @@ def readings(retriever: Retriever, generator: Generator, questions: Sequence[str
             places = [place for place, row in enumerate(hits) if len(row) == count]
             ids_NL, mask_NL = _pairs(generator, [asked[place] for place in places], [hits[place] for place in places], config)
             tokens_BK = mask_NL.sum(1).view(-1, count)
-            for together in batches(tokens_BK.amax(1).tolist(), TOGETHER_TOKENS // count):
+            for together in batches(tokens_BK.amax(1).tolist(), count):
                 chosen = [places[number] for number in together]
                 longest = int(tokens_BK[together].max())
                 pairs = [tensor.view(len(places), count, -1)[together, :, :longest].flatten(0, 1) for tensor in (ids_NL, mask_NL)]
@@ -100,11 +102,11 @@ def readings(retriever: Retriever, generator: Generator, questions: Sequence[str
                 yield [start + place for place in chosen], reading
 
 
-def batches(lengths: Sequence[int], together_tokens: int) -> Iterator[list[int]]:
-    """The places of rows that fit together, longest first: at most so many tokens with the padding, at least one row."""
+def batches(lengths: Sequence[int], sources: int = 1) -> Iterator[list[int]]:
+    """The places of questions that are answered together, longest first; ``lengths`` are those of the longest of their ``sources``, in tokens."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     while order:
-        count = max(together_tokens // max(lengths[order[0]], 1), 1)
+        count = max(min(TOGETHER_TOKENS // max(lengths[order[0]], 1), TOGETHER_SOURCES) // sources, 1)
         yield order[:count]
         order = order[count:]
 

@@ -63,7 +63,7 @@ class ClosedBook(Method):
         """The best hypothesis of a search; ``confidence`` is its probability per token (geometric mean), not calibrated."""
         sources = [self.generator.sentencepiece.encode(question, self.config.source_tokens) for question in questions]
         answers: dict[int, Answer] = {}
-        for places in reader.batches([len(source) for source in sources], reader.TOGETHER_TOKENS):
+        for places in reader.batches([len(source) for source in sources]):
             asked, past = [questions[place] for place in places], self._past([sources[place] for place in places])
             found = writing.search(past, asked, self.generator.sentencepiece, self.decoding, self._device)
             answers |= {place: self._worded(row[0]) for place, row in zip(places, found, strict=True)}

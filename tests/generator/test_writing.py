@@ -58,21 +58,21 @@ def test_what_is_certain_is_what_every_longer_text_begins_with(tiny: Tiny) -> No
     assert broken > 20
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_beams_tell_what_they_share(tiny: Tiny, power: float) -> None:
+@pytest.mark.parametrize(("power", "early"), [(0.0, False), (1.0, False), (1.0, True)])
+def test_beams_tell_what_they_share(tiny: Tiny, power: float, early: bool) -> None:
     """Joined, the pieces are the text of what ``search`` finds; where all beams agree something is told before the end."""
     end = tiny.sentencepiece.end
-    early = 0
+    sooner = 0
     for seed in range(30):
         known = table(seed, 6, end)
-        decoding = Decoding(beams=3, answer_tokens=6, length_power=power, no_repeat_tokens=0)
+        decoding = Decoding(beams=3, answer_tokens=6, length_power=power, early=early, no_repeat_tokens=0)
         pieces, last = told(tiny, known, decoding)
         past = Told([following(known)], tiny.sentencepiece.size)
         (found,) = writing.search(past, ["q"], tiny.sentencepiece, decoding, CPU)
         assert last == found[0]
         assert "".join(pieces) == tiny.sentencepiece.decode(last.tokens)
-        early += len(pieces) > 1
-    assert early > 0
+        sooner += len(pieces) > 1
+    assert sooner > 0
 
 
 def test_a_sampled_answer_comes_token_by_token(tiny: Tiny) -> None:

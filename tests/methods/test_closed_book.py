@@ -96,3 +96,6 @@ def test_questions_are_answered_together_by_length(tiny: Tiny, monkeypatch: pyte
     assert sum(rows for rows, _ in sizes) == len(questions) and len(sizes) > 3
     assert all(rows * length <= 40 or rows == 1 for rows, length in sizes)
     assert [length for _, length in sizes] == sorted((length for _, length in sizes), reverse=True)
+    monkeypatch.setattr(reader, "TOGETHER_SOURCES", 2)
+    assert [len(places) for places in reader.batches([5, 9, 30, 1, 2])] == [1, 2, 2]
+    assert list(reader.batches([5, 9, 30, 1, 2], sources=3)) == [[2], [1], [0], [4], [3]]
