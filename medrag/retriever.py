@@ -176,11 +176,17 @@ class Retriever(nn.Module):
     def look(
         self, questions: Sequence[str], k: int, used: tuple[str, ...], exclude: Sequence[Collection[str]] | None = None, rows: Numbers = NONE
     ) -> list[Seen]:
-        """Each question's candidates, at least ``k`` and ``rows`` among them, with the signals that are used."""
+        """Each question's candidates, at least ``k`` and ``rows`` among them, with the signals that are used.
+
+        Nothing is dropped from the questions, in training neither: with half a bag's units gone, half of what is found would be others'.
+        """
         memory = self._memory()
         left_out = [memory.rows(names, with_groups=True) for names in exclude] if exclude is not None else [NONE] * len(questions)
         deep = k if used == ("dense",) else max(k, self.search.candidates)
+        drops = self.question_encoder.training
+        self.question_encoder.eval()
         q_BD = self.encode_questions(questions).cpu().numpy()
+        self.question_encoder.train(drops)
         return memory.look(questions, q_BD, deep, used, memory.hidden_rows(self.hidden), left_out, rows)
 
     def logp(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Tensor:

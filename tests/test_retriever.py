@@ -422,3 +422,16 @@ def test_a_passage_without_a_title_or_a_question_longer_than_the_limit(tiny: Tin
     finder.remember([Passage("only", "长" * 500, "test")], lexical=False)
     (hits,) = finder.retrieve(["问" * 500], 3)
     assert [hit.passage.id for hit in hits] == ["only"]
+
+
+def test_what_is_found_in_training_is_what_is_found_afterwards(tiny: Tiny) -> None:
+    """Dropout is for the gradient: the look-up is without it, and leaves the encoder as it was."""
+    finder = tiny.retriever(fixed=True)
+    for module in finder.question_encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    expected = finder.eval().retrieve(tiny.questions, 3)
+    found = finder.train().retrieve(tiny.questions, 3)
+    assert found == expected and finder.question_encoder.training
+    with torch.no_grad():
+        assert not torch.equal(finder.logp(tiny.questions, found), finder.eval().logp(tiny.questions, found))
