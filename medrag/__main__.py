@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -142,7 +143,9 @@ def _index(positional: list[str], overrides: list[str]) -> int:
         artifact = indexes.build(run)
         tuned = artifact.manifest["config"]["tuned"]
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in tuned["weights"].items())
-        print(f"weights: {weights}; confidence calibrated on {tuned['calibrated_on_questions']} development questions")
+        print(f"weights: {weights}")
+        asked, least = tuned["calibrated_on_questions"], tuned["refuse_below"]
+        print(f"confidence calibrated on {asked} development questions; answers are refused below {least:.3f}")
         return _done(artifact.path)
     if not rest:
         raise ValueError("medrag index add needs a file" if verb == "add" else "medrag index remove needs ids, or --from FILE")
@@ -206,10 +209,7 @@ def _streamed(pieces: Iterator[str | dict[str, Any]]) -> dict[str, Any]:
 
 def _cited(sentences: Sequence[dict[str, Any]]) -> str:
     """The sentences of an answer, each run of them with what it rests on."""
-    marks = [_mark(sentence) for sentence in sentences]
-    return "".join(
-        sentence["text"] + (mark if mark != after else "") for sentence, mark, after in zip(sentences, marks, [*marks[1:], ""], strict=True)
-    )
+    return "".join("".join(sentence["text"] for sentence in run) + mark for mark, run in groupby(sentences, _mark))
 
 
 def _mark(sentence: dict[str, Any]) -> str:

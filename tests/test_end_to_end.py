@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_train import DENSE, ROOT, TINY, medrag
 
-from medrag.__main__ import main
+from medrag.__main__ import _cited, _streamed, main
 
 LENGTHS = ["task.options.source_tokens=24", "task.options.answer_tokens=24"]
 BRIEF = ["answer.decoding.answer_tokens=6", "answer.decoding.beams=2"]
@@ -89,6 +89,24 @@ def test_ask_shows_evidence_confidence_and_who_wrote_it(store: Path, capsys: pyt
     assert "consultation-" in out and "置信度" in out and "方法 dense" in out and "rag_token" in out and "AI 生成，仅供参考" in out
     assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", "answer.refuse_below=1"]) == 0
     assert "拒答原因 weak_evidence" in capsys.readouterr().out
+    assert main(["ask", "高血压的人能不能喝咖啡？", f"store={store}", "answer.stream=true", "answer.refuse_below=0"]) == 0
+    assert "逐句依据：[1]" in capsys.readouterr().out
+
+
+def test_citations_follow_the_sentences_they_belong_to(capsys: pytest.CaptureFixture[str]) -> None:
+    def sentence(text: str, passage: int | None) -> dict[str, object]:
+        return {"text": text, "passage": passage, "support": 1.0}
+
+    sentences = [sentence("多喝水。", 1), sentence("多休息。", 1), sentence("少看手机。", 2), sentence("祝您健康！", None)]
+    assert _cited(sentences) == "多喝水。多休息。[1]少看手机。[2]祝您健康！〔无依据〕" and _cited([]) == ""
+    response = {"refused": False, "sentences": sentences}
+    assert _streamed(iter(["多喝水。", "多休息。少看手机。", "祝您健康！", response])) is response
+    assert capsys.readouterr().out == "多喝水。多休息。少看手机。祝您健康！\n  逐句依据：[1][1][2]〔无依据〕\n"
+    refused = {"refused": True, "answer": "无法回答。", "sentences": []}
+    _streamed(iter(["多喝水。", refused]))
+    assert capsys.readouterr().out == "多喝水。\n〔以上文字依据不足，不作为回答〕\n无法回答。\n"
+    _streamed(iter([refused]))
+    assert capsys.readouterr().out == "无法回答。\n"
 
 
 @pytest.mark.parametrize("method", ["dense", "rag_token", "rag_sequence", "closed_book"])
