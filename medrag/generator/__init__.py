@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medrag.generator import layout
 from medrag.generator.copying import start_copying
 from medrag.generator.head import target_logp
-from medrag.generator.network import T5, Shape, feeds_residual
+from medrag.generator.network import T5, Shape
 from medrag.generator.stepping import Stepper
 from medrag.vocabulary import Sentencepiece, pretrained_folder
 
@@ -85,20 +85,19 @@ class Generator(nn.Module):
     def rescale(self, scale: float) -> None:
         """Divide the residual stream by ``scale`` in all, without changing the function, so that fp16 holds it.
 
-        mT5's feed-forward output passes fp16's 65,504. A generator that has that scale already (a saved one, say) stays as it is.
+        mT5's feed-forward output passes fp16's 65,504. The weights stay as they are.
         """
-        factor, self.scale = scale / self.scale, scale
-        self.network.rescale(factor)
+        self.scale = scale
+        self.network.rescale(scale)
 
     def describe(self) -> dict[str, Any]:
         """What ``restore`` needs to make a generator of this shape."""
         return {"network": asdict(self.network.shape), "scale": self.scale}
 
     def export(self, folder: Path) -> None:
-        """A folder in the transformers layout, in fp32 and without a scale, which ``model.generator.pretrained`` reads again."""
+        """A folder in the transformers layout, in fp32, which ``model.generator.pretrained`` reads again."""
         tensors = {name: tensor.detach().float() for name, tensor in self.network.state_dict().items()}
-        whole = {name: tensor * self.scale if feeds_residual(name) else tensor for name, tensor in tensors.items()}
-        layout.write(folder, self.network.shape, whole, self.sentencepiece)
+        layout.write(folder, self.network.shape, tensors, self.sentencepiece)
 
 
 def restore(description: dict[str, Any], sentencepiece: Sentencepiece) -> Generator:

@@ -88,6 +88,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = shape.heads
         self.dropout = shape.dropout
+        self.shrink = 1.0
         inner = shape.heads * shape.head_width
         self.q = nn.Linear(shape.width, inner, bias=False)
         self.k = nn.Linear(shape.width, inner, bias=False)
@@ -107,8 +108,12 @@ class Attention(nn.Module):
         k_NHLd = self._split(source.spread(self.k(source_MD)))
         v_NHLd = self._split(source.spread(self.v(source_MD)))
         read_NHTd = attend(q_NHTd, k_NHLd, v_NHLd, bias_HTL, source.mask_NL, self.dropout if self.training else 0.0)
-        out_MD: Tensor = self.o(rows.pack(read_NHTd.transpose(1, 2).flatten(2)))
-        return out_MD
+        return self.out(rows.pack(read_NHTd.transpose(1, 2).flatten(2)))
+
+    def out(self, read: Tensor) -> Tensor:
+        """What was read (..., H x d), as it joins the residual stream (..., D)."""
+        out: Tensor = self.o(read)
+        return out if self.shrink == 1 else out * self.shrink
 
     def _split(self, x_NLD: Tensor) -> Tensor:
         return x_NLD.view(*x_NLD.shape[:2], self.heads, -1).transpose(1, 2)
@@ -148,12 +153,15 @@ class Gated(nn.Module):
         self.wi_1 = nn.Linear(shape.width, shape.feed_forward, bias=False)
         self.wo = nn.Linear(shape.feed_forward, shape.width, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
+        self.shrink = 1.0
         nn.init.normal_(self.wi_0.weight, std=shape.width**-0.5)
         nn.init.normal_(self.wi_1.weight, std=shape.width**-0.5)
         nn.init.normal_(self.wo.weight, std=shape.feed_forward**-0.5)
 
     def forward(self, x_MD: Tensor) -> Tensor:
-        out_MD: Tensor = self.wo(self.dropout(F.gelu(self.wi_0(x_MD), approximate="tanh") * self.wi_1(x_MD)))
+        linear_MF = self.wi_1(x_MD)
+        linear_MF = linear_MF if self.shrink == 1 else linear_MF * self.shrink
+        out_MD: Tensor = self.wo(self.dropout(F.gelu(self.wi_0(x_MD), approximate="tanh") * linear_MF))
         return out_MD
 
 
@@ -248,21 +256,27 @@ class T5(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.shrink = 1.0
         self.shared = nn.Embedding(shape.vocabulary_tokens, shape.width)
         self.encoder = Stack(shape, decodes=False)
         self.decoder = Stack(shape, decodes=True)
         self.lm_head = nn.Linear(shape.width, shape.vocabulary_tokens, bias=False)
         nn.init.normal_(self.lm_head.weight, std=shape.width**-0.5)
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Tokens (...) as the residual stream begins with them (..., D)."""
+        x: Tensor = self.shared(ids)
+        return x if self.shrink == 1 else x * self.shrink
+
     def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Encoder states (N, L, D), zero at padding."""
         rows = Rows.of(mask_NL)
-        return rows.spread(self.encoder(self.shared(rows.pack(ids_NL)), rows))
+        return rows.spread(self.encoder(self.embed(rows.pack(ids_NL)), rows))
 
     def decode(self, state_NLD: Tensor, mask_NL: Tensor, ids_NT: Tensor, kept_NT: Tensor) -> Tensor:
         """Decoder states (M, D) after each token of ``ids_NT`` that ``kept_NT`` marks; a row's marks must stand before all else in it."""
         rows, source = Rows.of(kept_NT), Rows.of(mask_NL)
-        states_MD: Tensor = self.decoder(self.shared(rows.pack(ids_NT)), rows, source.pack(state_NLD), source)
+        states_MD: Tensor = self.decoder(self.embed(rows.pack(ids_NT)), rows, source.pack(state_NLD), source)
         return states_MD
 
     def first_attention(self, state_NLD: Tensor, mask_NL: Tensor, start: int) -> Tensor:
@@ -272,30 +286,27 @@ class T5(nn.Module):
         for each head. Attention drops nothing here; in training the feed-forward layers do.
         """
         total_NL = state_NLD.new_zeros(mask_NL.shape, dtype=torch.float32)
-        x_ND = self.shared(torch.full((len(state_NLD),), start, device=state_NLD.device))
+        x_ND = self.embed(torch.full((len(state_NLD),), start, device=state_NLD.device))
         for block in self.decoder.blocks:
             own, cross = block.own.SelfAttention, block.cross.EncDecAttention
-            x_ND = x_ND + own.o(own.v(block.own.layer_norm(x_ND)))
+            x_ND = x_ND + own.out(own.v(block.own.layer_norm(x_ND)))
             q_NHd = cross.q(block.cross.layer_norm(x_ND)).view(len(x_ND), cross.heads, -1)
             k_HdD, v_HdD = (side.weight.view(cross.heads, -1, x_ND.shape[1]) for side in (cross.k, cross.v))
             score_NHL = torch.einsum("nhd,hde->nhe", q_NHd, k_HdD) @ state_NLD.mT
             total_NL = total_NL + score_NHL.float().mean(1)
             share_NHL = score_NHL.float().masked_fill(~mask_NL.bool().unsqueeze(1), float("-inf")).softmax(-1).to(state_NLD.dtype)
-            x_ND = x_ND + cross.o(torch.einsum("nhe,hde->nhd", share_NHL @ state_NLD, v_HdD).flatten(1))
+            x_ND = x_ND + cross.out(torch.einsum("nhe,hde->nhd", share_NHL @ state_NLD, v_HdD).flatten(1))
             x_ND = block.ahead(x_ND)
         return (total_NL / len(self.decoder.blocks)).masked_fill(~mask_NL.bool(), 0.0)
 
-    def rescale(self, factor: float) -> None:
-        """Divide the residual stream by ``factor`` without changing the function: what feeds it by the factor, the norms' epsilon by its square."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if feeds_residual(name):
-                    parameter.div_(factor)
+    def rescale(self, scale: float) -> None:
+        """Divide the residual stream by ``scale`` without changing the function, so that fp16 holds it: for good, not on top of a scale set before.
+
+        What joins the stream (embedding, what attention puts out, the feed-forward's linear half) is divided by the scale and the norms' epsilon
+        by its square: every norm yields what it did. The weights stay as they are, so that they learn the same at any scale.
+        """
         for module in self.modules():
             if isinstance(module, Norm):
-                module.epsilon /= factor**2
-
-
-def feeds_residual(name: str) -> bool:
-    """Whether what this parameter puts out is proportional to the residual stream: embedding, attention's output, the gate's linear half."""
-    return name == "shared.weight" or name.endswith((".o.weight", ".wi_1.weight"))
+                module.epsilon = self.shape.epsilon / scale**2
+            elif isinstance(module, T5 | Attention | Gated):
+                module.shrink = 1 / scale

@@ -24,7 +24,7 @@ FIRST_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A decoder block's matrices, joined where they read the same; the norms' weights are multiplied in."""
+    """A decoder block's matrices, joined where they read the same; the norms' weights and the network's scale are multiplied in."""
 
     qkv: Tensor
     o: Tensor
@@ -71,7 +71,7 @@ class Stepper:
         self.written += 1
         seen = self._seen(past)
         width = (self.network.shape.width,)
-        x_RD = self.network.shared(token_NB.flatten())
+        x_RD = self.network.embed(token_NB.flatten())
         for layer, cache, cross in zip(self.layers, self.cache, self.cross, strict=True):
             qkv = F.linear(F.rms_norm(x_RD, width, None, self.epsilon), layer.qkv).view(sources, beams, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             cache[:, :, :, first:past] = qkv[1:]
@@ -126,9 +126,9 @@ def _joined(block: Block) -> Layer:
     attention, gated = own.SelfAttention, ahead.DenseReluDense
     return Layer(
         torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]) * own.layer_norm.weight,
-        attention.o.weight.T,
+        attention.o.weight.T * attention.shrink,
         cross.EncDecAttention.q.weight * cross.layer_norm.weight,
-        cross.EncDecAttention.o.weight.T,
-        torch.cat([gated.wi_0.weight, gated.wi_1.weight]) * ahead.layer_norm.weight,
+        cross.EncDecAttention.o.weight.T * cross.EncDecAttention.shrink,
+        torch.cat([gated.wi_0.weight, gated.wi_1.weight * gated.shrink]) * ahead.layer_norm.weight,
         gated.wo.weight.T,
     )
