@@ -27,7 +27,7 @@ class Decoding:
     """longest answer"""
     length_power: float = 1.0
     """hypotheses are ranked by log-probability / tokens ** length_power; 0 ranks by probability"""
-    early: bool = False
+    early: bool = True
     """beam search ends, as transformers does by default, once no running text ranks above the last of ``beams`` finished ones as it stands;
     false: once none could at its longest, which is sure, but with ``length_power`` above 0 takes nearly always all ``answer_tokens``"""
     no_repeat_tokens: int = 4

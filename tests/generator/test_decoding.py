@@ -77,7 +77,7 @@ def test_enough_beams_equal_enumeration(tiny: Tiny, power: float) -> None:
     tables = [table(seed, length, end) for seed in (1, 2)]
     expected = [every_hypothesis(known, length, end, power) for known in tables]
     assert len(expected[0]) == 1 + 3 + 9 + 27
-    decoding = Decoding(beams=40, answer_tokens=length, length_power=power, no_repeat_tokens=0)
+    decoding = Decoding(beams=40, answer_tokens=length, length_power=power, early=False, no_repeat_tokens=0)
     for ours, theirs in zip(found_in(tiny, tables, decoding), expected, strict=True):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.finished for h in ours] == [h.finished for h in theirs]
@@ -92,7 +92,7 @@ def test_few_beams_give_true_hypotheses_best_first(tiny: Tiny, power: float) -> 
     for seed in range(8):
         known = table(seed, length, end)
         expected = {h.tokens: h for h in every_hypothesis(known, length, end, power)}
-        (found,) = found_in(tiny, [known], Decoding(beams=3, answer_tokens=length, length_power=power, no_repeat_tokens=0))
+        (found,) = found_in(tiny, [known], Decoding(beams=3, answer_tokens=length, length_power=power, early=False, no_repeat_tokens=0))
         assert 1 <= len(found) <= 3
         assert len({h.tokens for h in found}) == len(found)
         assert [h.rank for h in found] == sorted((h.rank for h in found), reverse=True)
@@ -137,7 +137,7 @@ def test_the_best_alone_is_certain_sooner(tiny: Tiny, power: float) -> None:
     saved = 0
     for seed in range(20):
         known = table(seed, 6, end)
-        decoding = Decoding(beams=3, answer_tokens=6, length_power=power, no_repeat_tokens=0)
+        decoding = Decoding(beams=3, answer_tokens=6, length_power=power, early=False, no_repeat_tokens=0)
         asked: tuple[list[int], list[int]] = ([], [])
         (whole,), (one,) = (found_in(tiny, [known], decoding, hypotheses, asked[hypotheses == 1]) for hypotheses in (3, 1))
         assert one[0] == whole[0]
@@ -174,7 +174,7 @@ def test_a_search_goes_on_while_a_longer_text_can_still_win(tiny: Tiny, power: f
     end = tiny.sentencepiece.end
     known: Table = {(): {end: -1.0, 400: -1.5}, (400,): {401: -0.01, end: -1.2}, (400, 401): {402: -0.01, end: -5.0}, (400, 401, 402): {end: -0.01}}
     for hypotheses in (1, 2):
-        (found,) = found_in(tiny, [known], Decoding(beams=2, answer_tokens=4, length_power=power, no_repeat_tokens=0), hypotheses)
+        (found,) = found_in(tiny, [known], Decoding(beams=2, answer_tokens=4, length_power=power, early=False, no_repeat_tokens=0), hypotheses)
         assert found[0].tokens == expected and found[0].finished
 
 

@@ -319,7 +319,7 @@ def every_text(sentencepiece: Sentencepiece, length: int) -> list[tuple[tuple[in
 
 def test_rag_token_with_enough_beams_finds_the_likeliest_answer(tiny: Tiny) -> None:
     """Every answer over three tokens is scored with the training loss."""
-    decoding = Decoding(beams=40, answer_tokens=3, length_power=0.0, no_repeat_tokens=0)
+    decoding = Decoding(beams=40, answer_tokens=3, length_power=0.0, early=False, no_repeat_tokens=0)
     method = token(tiny, leave_out_own=False, decoding=decoding, generator=short_generator(tiny))
     texts = every_text(method.generator.sentencepiece, 3)
     assert len(texts) == 40
@@ -336,7 +336,7 @@ def test_rag_token_with_enough_beams_finds_the_likeliest_answer(tiny: Tiny) -> N
 
 def test_fast_equals_thorough_when_every_beam_holds_every_hypothesis(tiny: Tiny) -> None:
     """And both equal the training loss of each of the 40 answers there are."""
-    decoding = Decoding(beams=40, answer_tokens=3, length_power=1.0, no_repeat_tokens=0)
+    decoding = Decoding(beams=40, answer_tokens=3, length_power=1.0, early=False, no_repeat_tokens=0)
     method = sequence(tiny, leave_out_own=False, decoding=decoding, generator=short_generator(tiny))
     question = tiny.questions[0]
     with torch.no_grad():
