@@ -25,6 +25,8 @@ LOOKED_AT = 10
 """passages whose scores are looked at, the best ones"""
 REFUSED_MOST = 0.2
 """share of the answerable development questions that the chosen threshold may refuse"""
+REFUSED_LEAST = 0.05
+"""confidence below which an answer is refused whatever was chosen: a method that is right one time in twenty has nothing to say"""
 
 GENERATION = ("likelihood", "support", "copied", "length", "evidence")
 """what is seen of an answer that was written"""
@@ -67,7 +69,7 @@ class Calibrator:
     weight: tuple[float, ...]
     bias: float
     refuse_below: float
-    """the threshold chosen on the questions that it was fitted to; 0: none was"""
+    """the threshold chosen on the questions that it was fitted to; 0: there were none"""
 
     def __call__(self, features: Sequence[float]) -> float:
         """A confidence in 0..1 that rises with the evidence. Raises ValueError on another number of features."""
@@ -96,10 +98,11 @@ def uncalibrated(names: Sequence[str]) -> Calibrator:
 
 
 def fit(names: Sequence[str], features_NF: Floats, right_N: Flags, answerable_N: Flags | None = None, penalty: float = 1.0) -> Calibrator:
-    """Maximum likelihood with an L2 penalty on the weights (in units of one question's log-loss), and the threshold of ``choose``.
+    """Maximum likelihood with an L2 penalty on the weights (in units of one question's log-loss), and the threshold of ``choose``, or
+    REFUSED_LEAST where that is lower.
 
     An unanswerable question is never answered right. With right or wrong answers missing, the base rate (Laplace-smoothed) is all that can
-    be said, and nothing is refused for it.
+    be said.
     """
     answerable_N = np.ones(len(right_N), bool) if answerable_N is None else answerable_N
     right_N = right_N & answerable_N
@@ -107,7 +110,7 @@ def fit(names: Sequence[str], features_NF: Floats, right_N: Flags, answerable_N:
     rate = (right_N.sum() + 1) / (len(right_N) + 2)
     weight, bias = np.zeros(features_NF.shape[1]), float(np.log(rate / (1 - rate)))
     if not 0 < right_N.sum() < len(right_N):
-        return Calibrator(tuple(names), tuple(mean.tolist()), tuple(deviation.tolist()), tuple(weight.tolist()), bias, 0.0)
+        return Calibrator(tuple(names), tuple(mean.tolist()), tuple(deviation.tolist()), tuple(weight.tolist()), bias, REFUSED_LEAST)
     x_NF = (features_NF - mean) / deviation
     weight, bias = _logistic(x_NF, right_N, np.ones(len(right_N)), weight, bias, penalty)
     if not answerable_N.all():
@@ -117,7 +120,7 @@ def fit(names: Sequence[str], features_NF: Floats, right_N: Flags, answerable_N:
         weight = weight * scale
     fitted = Calibrator(tuple(names), tuple(mean.tolist()), tuple(deviation.tolist()), tuple(weight.tolist()), bias, 0.0)
     confidence_N = np.array([fitted(row) for row in features_NF.tolist()])
-    return replace(fitted, refuse_below=choose(confidence_N, right_N, answerable_N))
+    return replace(fitted, refuse_below=max(REFUSED_LEAST, choose(confidence_N, right_N, answerable_N)))
 
 
 def choose(confidence_N: Floats, right_N: Flags, answerable_N: Flags) -> float:

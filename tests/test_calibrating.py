@@ -13,7 +13,7 @@ from conftest import Tiny
 from medrag import infer
 from medrag.assemble import calibrating
 from medrag.assemble.calibrating import calibrate
-from medrag.confidence import GENERATION
+from medrag.confidence import GENERATION, REFUSED_LEAST
 from medrag.generator.decoding import Decoding
 from medrag.methods import Method, Parts, closed_book, dense, span_corruption
 from medrag.types import Answer, Example
@@ -74,12 +74,12 @@ def test_methods_that_write_no_answers_and_corpora_without_any_are_left_alone(ti
 
 
 def test_a_real_model(tiny: Tiny) -> None:
-    """Random weights write nothing right: the confidence is then the smoothed base rate, and nothing is refused for it."""
+    """Random weights write nothing right: the confidence is then the smoothed base rate."""
     torch.manual_seed(0)
     method = closed_book.build(closed_book.Config(), Parts(generator=tiny.generator())).eval()
     method.decoding = Decoding(answer_tokens=4)
     made = calibrate(method, [*tiny.examples[:5], LOST], progress=False)
-    assert made is not None and made.weight == (0.0,) * len(GENERATION) and made.refuse_below == 0
+    assert made is not None and made.weight == (0.0,) * len(GENERATION) and made.refuse_below == REFUSED_LEAST
     ((_, plain),) = infer.answer_in_batches(method, ["孕期可以喝咖啡吗？"], 1)
     assert plain.confidence == pytest.approx(exp(plain.logprob / plain.tokens))
     method.calibrator = made

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medrag.confidence import REFUSED_MOST, RETRIEVAL, Calibrator, choose, fit, retrieval, uncalibrated
+from medrag.confidence import REFUSED_LEAST, REFUSED_MOST, RETRIEVAL, Calibrator, choose, fit, retrieval, uncalibrated
 from medrag.metrics import area_under_roc, calibration_error
 
 Floats = npt.NDArray[np.float64]
@@ -145,6 +145,12 @@ def test_the_threshold_refuses_no_more_than_it_may() -> None:
         threshold = choose(confidence_N, right_N, answerable_N)
         assert 0 <= threshold <= 1
         assert (confidence_N < threshold)[answerable_N].mean() <= REFUSED_MOST
+
+
+@pytest.mark.parametrize(("count", "refused"), [(10, False), (19, True)])
+def test_a_method_that_is_never_right_is_refused_once_that_is_sure(count: int, refused: bool) -> None:
+    made = fit(NAMES[:1], np.arange(count, dtype=float)[:, None], np.zeros(count, bool))
+    assert made.refuse_below == REFUSED_LEAST and (made([0.0]) < made.refuse_below) == refused
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
