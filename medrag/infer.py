@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from medrag import confidence, files, grounding, methods, text
-from medrag.generator import decoding
+from medrag.generator import decoding, quantized
 from medrag.generator.decoding import Decoding
 from medrag.methods import Method
 from medrag.retriever import Retriever
@@ -38,6 +38,8 @@ class Config:
     beside: list[str] = field(default_factory=list)
     """other trained methods whose texts ``ask`` shows beside it, for what they are"""
     decoding: Decoding = field(default_factory=Decoding)
+    precision: str = "auto"
+    """arithmetic of the generator as it writes: fp32, bf16, or int8 on a CPU; auto: fp32"""
     refuse_below: float = CHOSEN
     """an answer whose confidence (0..1) is lower is refused; 0 refuses nothing, 1 nearly everything; -1: as chosen on development questions"""
     evidence: int = 3
@@ -53,6 +55,7 @@ class Config:
 def check(config: Config) -> None:
     """Raise ValueError where a value is out of range."""
     decoding.check(config.decoding)
+    quantized.check(config.precision)
     if config.refuse_below != CHOSEN and not 0 <= config.refuse_below <= 1:
         raise ValueError(f"answer.refuse_below={config.refuse_below}; allowed: 0 (refuse nothing) to 1, or -1 (as chosen on development questions)")
     for name in ("evidence", "batch_questions", "window_rows"):
@@ -208,6 +211,7 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
         "input": files.sha256(source),
         "method": identity,
         "decoding": asdict(config.decoding),
+        "precision": config.precision,
         "refuse_below": threshold(method, config),
         "evidence": config.evidence,
     }

@@ -15,7 +15,7 @@ from medrag.assemble import calibrating
 from medrag.confidence import GENERATION, Calibrator
 from medrag.config import Run
 from medrag.files import Artifact
-from medrag.generator import Generator
+from medrag.generator import Generator, quantized
 from medrag.methods import Method, Parts
 from medrag.retriever import Retriever
 from medrag.text import Segmenter
@@ -56,6 +56,8 @@ def live(run: Run, artifact: Artifact, index: Artifact | None) -> Method:
     """A trained method on the run's device, in evaluation mode."""
     method = restore(artifact, index).to(device(run)).eval()
     method.decoding = run.answer.decoding
+    if isinstance(writer := getattr(method, "generator", None), Generator):
+        quantized.lower(writer, run.answer.precision)
     if (artifact.path / calibrating.FILE).is_file():
         kept = json.loads((artifact.path / calibrating.FILE).read_text("utf-8"))
         method.calibrator = Calibrator.load(kept, GENERATION, f"medrag train task={methods.name_of(method)}")
@@ -63,8 +65,11 @@ def live(run: Run, artifact: Artifact, index: Artifact | None) -> Method:
 
 
 def newest(store: Path, name: str) -> tuple[Artifact, Artifact | None]:
-    """The newest trained method of this name, and the index that it answers from, if any. Raises ValueError where that is stale."""
-    needs = methods.the_class(methods.load(name)).needs
+    """The newest trained method of this name (or the version that it names: ``files.current``), and the index that it answers from, if any.
+
+    Raises ValueError where that is stale.
+    """
+    needs = methods.the_class(methods.load(methods.plain(name))).needs
     artifact = files.current(store, name)
     if "index" in needs:
         return artifact, _newest_descendant(store, artifact)

@@ -17,7 +17,7 @@ from medrag.generator import layout
 from medrag.generator.copying import start_copying
 from medrag.generator.head import target_logp
 from medrag.generator.network import T5, Shape
-from medrag.generator.stepping import Stepper
+from medrag.generator.stepping import Joined, Stepper, joined
 from medrag.vocabulary import Sentencepiece, pretrained_folder
 
 
@@ -49,6 +49,8 @@ class Generator(nn.Module):
         self.sentencepiece = sentencepiece
         self.pad = sentencepiece.pad
         self.scale = 1.0
+        self.joined: Joined | None = None
+        """what a lowered precision steps with; None: the weights as they are"""
 
     @property
     def parameters_count(self) -> int:
@@ -76,7 +78,7 @@ class Generator(nn.Module):
 
     def stepper(self, state_NLD: Tensor, mask_NL: Tensor, beams: int = 1) -> Stepper:
         """Decode N sources token by token, each in ``beams`` rows that share what is read of the source."""
-        return Stepper(self.network, state_NLD, mask_NL, beams)
+        return Stepper(self.network, self.joined or joined(self.network), state_NLD, mask_NL, beams)
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -9,7 +9,9 @@ V vocabulary; d = width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,41 +24,62 @@ FIRST_TOKENS = 32
 """tokens of each beam that there is room for to begin with; the room doubles"""
 
 
+Matrix = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A decoder block's matrices, joined where they read the same; the norms' weights and the network's scale are multiplied in."""
+    """A decoder block's linear maps, joined where they read the same; the norms' weights and the network's scale are multiplied in."""
 
-    qkv: Tensor
-    o: Tensor
-    cross_q: Tensor
-    cross_o: Tensor
-    gate: Tensor
+    qkv: Matrix
+    o: Matrix
+    cross_q: Matrix
+    cross_kv: Matrix
+    cross_o: Matrix
+    gate: Matrix
     """wi_0 over wi_1"""
-    wo: Tensor
+    wo: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """All that a step multiplies by."""
+
+    layers: list[Layer]
+    head: Matrix
+
+
+def plain(weight_DI: Tensor) -> Matrix:
+    """As it is."""
+    return partial(F.linear, weight=weight_DI)
+
+
+def joined(network: T5, matrix: Callable[[Tensor], Matrix] = plain) -> Joined:
+    """The decoder's weights as they are now, each made into a linear map by ``matrix``."""
+    return Joined([_layer(block, matrix) for block in network.decoder.blocks], matrix(network.lm_head.weight))
 
 
 class Stepper:
     """One decoding in progress over N sources, each in B rows; no gradients."""
 
     @torch.no_grad()
-    def __init__(self, network: T5, state_NLD: Tensor, mask_NL: Tensor, beams: int) -> None:
+    def __init__(self, network: T5, weights: Joined, state_NLD: Tensor, mask_NL: Tensor, beams: int) -> None:
         shape = network.shape
         self.network = network
         self.beams = beams
         self.heads = shape.heads
         self.epsilon = network.decoder.final_layer_norm.epsilon
-        self.layers = [_joined(block) for block in network.decoder.blocks]
+        self.weights = weights
         mask_NL = mask_NL.bool()
         self.mask_N11L = None if bool(mask_NL.all()) else mask_NL[:, None, None]
         self.cross = []
-        for block in network.decoder.blocks:
-            attention = block.cross.EncDecAttention
-            kv = F.linear(state_NLD, torch.cat([attention.k.weight, attention.v.weight])).view(*mask_NL.shape, 2, self.heads, -1)
+        for layer in weights.layers:
+            kv = layer.cross_kv(state_NLD).view(*mask_NL.shape, 2, self.heads, -1)
             self.cross.append(kv.permute(2, 0, 3, 1, 4).contiguous())
         self.written = 0
         self.bias_HP = self._bias(FIRST_TOKENS)
         sources, room = len(state_NLD), FIRST_TOKENS * beams
-        self.cache = state_NLD.new_empty(len(self.layers), 2, sources, self.heads, room, shape.head_width)
+        self.cache = state_NLD.new_empty(len(weights.layers), 2, sources, self.heads, room, shape.head_width)
         self.own_NBW = torch.zeros(sources, beams, room, dtype=torch.bool, device=state_NLD.device)
         self.eye_BB = torch.eye(beams, dtype=torch.bool, device=state_NLD.device)
 
@@ -72,17 +95,17 @@ class Stepper:
         seen = self._seen(past)
         width = (self.network.shape.width,)
         x_RD = self.network.embed(token_NB.flatten())
-        for layer, cache, cross in zip(self.layers, self.cache, self.cross, strict=True):
-            qkv = F.linear(F.rms_norm(x_RD, width, None, self.epsilon), layer.qkv).view(sources, beams, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        for layer, cache, cross in zip(self.weights.layers, self.cache, self.cross, strict=True):
+            qkv = layer.qkv(F.rms_norm(x_RD, width, None, self.epsilon)).view(sources, beams, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             cache[:, :, :, first:past] = qkv[1:]
             read = F.scaled_dot_product_attention(qkv[0], cache[0, :, :, :past], cache[1, :, :, :past], attn_mask=seen, scale=1.0)
-            x_RD = torch.addmm(x_RD, read.transpose(1, 2).reshape(len(x_RD), -1), layer.o)
-            q = F.linear(F.rms_norm(x_RD, width, None, self.epsilon), layer.cross_q).view(sources, beams, self.heads, -1).transpose(1, 2)
+            x_RD = x_RD + layer.o(read.transpose(1, 2).reshape(len(x_RD), -1))
+            q = layer.cross_q(F.rms_norm(x_RD, width, None, self.epsilon)).view(sources, beams, self.heads, -1).transpose(1, 2)
             read = F.scaled_dot_product_attention(q, cross[0], cross[1], attn_mask=self.mask_N11L, scale=1.0)
-            x_RD = torch.addmm(x_RD, read.transpose(1, 2).reshape(len(x_RD), -1), layer.cross_o)
-            gate, linear = F.linear(F.rms_norm(x_RD, width, None, self.epsilon), layer.gate).chunk(2, dim=1)
-            x_RD = torch.addmm(x_RD, F.gelu(gate, approximate="tanh").mul_(linear), layer.wo)
-        logits_RV = self.network.lm_head(self.network.decoder.final_layer_norm(x_RD))
+            x_RD = x_RD + layer.cross_o(read.transpose(1, 2).reshape(len(x_RD), -1))
+            gate, linear = layer.gate(F.rms_norm(x_RD, width, None, self.epsilon)).chunk(2, dim=1)
+            x_RD = x_RD + layer.wo(F.gelu(gate, approximate="tanh").mul_(linear))
+        logits_RV = self.weights.head(self.network.decoder.final_layer_norm(x_RD))
         return torch.log_softmax(logits_RV.float(), dim=-1).view(sources, beams, -1)
 
     def reorder(self, parent_NB: Tensor) -> None:
@@ -121,14 +144,15 @@ class Stepper:
         self.own_NBW = torch.cat([self.own_NBW, torch.zeros_like(self.own_NBW)], dim=2)
 
 
-def _joined(block: Block) -> Layer:
-    own, cross, ahead = block.own, block.cross, block.ahead
-    attention, gated = own.SelfAttention, ahead.DenseReluDense
+def _layer(block: Block, matrix: Callable[[Tensor], Matrix]) -> Layer:
+    own, cross, ahead = block.own.SelfAttention, block.cross.EncDecAttention, block.ahead.DenseReluDense
+    own_norm, cross_norm, ahead_norm = (part.layer_norm.weight for part in (block.own, block.cross, block.ahead))
     return Layer(
-        torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]) * own.layer_norm.weight,
-        attention.o.weight.T * attention.shrink,
-        cross.EncDecAttention.q.weight * cross.layer_norm.weight,
-        cross.EncDecAttention.o.weight.T * cross.EncDecAttention.shrink,
-        torch.cat([gated.wi_0.weight, gated.wi_1.weight * gated.shrink]) * ahead.layer_norm.weight,
-        gated.wo.weight.T,
+        qkv=matrix(torch.cat([own.q.weight, own.k.weight, own.v.weight]) * own_norm),
+        o=matrix(own.o.weight * own.shrink),
+        cross_q=matrix(cross.q.weight * cross_norm),
+        cross_kv=matrix(torch.cat([cross.k.weight, cross.v.weight])),
+        cross_o=matrix(cross.o.weight * cross.shrink),
+        gate=matrix(torch.cat([ahead.wi_0.weight, ahead.wi_1.weight * ahead.shrink]) * ahead_norm),
+        wo=matrix(ahead.wo.weight),
     )
