@@ -7,12 +7,13 @@ are hidden; the honest figure of generation, since a new question does not find 
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medrag import confidence, infer, methods, ranking
+from medrag import confidence, files, infer, methods, ranking
 from medrag.evaluate import answering, scoring
 from medrag.evaluate.answering import NO_POOL, Told
 from medrag.evaluate.scoring import Sheet
@@ -90,7 +91,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Told]]:
     """Everything the report shows, as JSON values, and every answer. Raises ValueError where there is nothing to measure.
 
-    Answers are kept in the folder ``work`` as they come; called again with the same arguments, it asks what is not there.
+    What is measured and answered is kept in the folder ``work`` as it comes; called again with the same arguments, only the rest is done.
     """
     check(config)
     answerable = [example for example in test if example.positives]
@@ -100,7 +101,9 @@ def evaluate(
     asked = [*chosen, *(example for example in test if not example.positives)]
     shown = spread(chosen, config.samples)
     finder = dense()
-    result = _retrieval(finder, answerable, config.resamples, seed)
+    if not (ranked := work / "retrieval.json").exists():
+        files.write_json(ranked, _retrieval(finder, answerable, config.resamples, seed))
+    result = json.loads(ranked.read_text("utf-8"))
     loaded = finder if contestants and contestants[0].name == "dense" else None
     del finder  # so that it is no part of another method's memory
     hidden = frozenset(name for example in answerable for name in example.positives)
