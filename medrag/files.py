@@ -128,13 +128,22 @@ def open_artifact(path: Path) -> Artifact:
     return Artifact(path, manifest)
 
 
-def current(store: Path, kind: str) -> Artifact:
-    """Open the newest artifact of ``kind``. Raises ValueError naming the command that makes one where there is none."""
+def current(store: Path, name: str) -> Artifact:
+    """Open the newest artifact of a kind (``fid``), or one of its versions (``fid@v000002``).
+
+    Raises ValueError naming the command that makes one where there is none, and the versions there are where that one is not among them.
+    """
+    kind, _, version = name.partition("@")
     pointer = store / kind / CURRENT
     if not pointer.is_file():
         kinds = sorted(path.parent.name for path in store.glob(f"*/{CURRENT}"))
         maker = {"corpus": "medrag prepare SOURCE...", "index": "medrag index build"}.get(kind, f"medrag train task={kind}")
         raise ValueError(f"{store}: holds no {kind} yet (it holds: {', '.join(kinds) or 'nothing'}); make one with `{maker}`")
+    if version:
+        known = sorted(path.name for path in (store / kind).glob("v*-*"))
+        if len(found := [path for path in known if version in (path, path.partition("-")[0])]) != 1:
+            raise ValueError(f"{name}: there is no such version in {store}; allowed: {', '.join(f'{kind}@{path}' for path in known)}")
+        return open_artifact(store / kind / found[0])
     return open_artifact(store / kind / pointer.read_text("utf-8").strip())
 
 

@@ -256,3 +256,12 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     assert files.fingerprint({"a": 1, "b": [1, 2]}) == files.fingerprint({"b": [1, 2], "a": 1})
     assert files.fingerprint({"a": 1, "b": [1, 2]}) != files.fingerprint({"a": 1, "b": [2, 1]})
+
+
+def test_a_version_is_opened_by_its_name(tmp_path: Path) -> None:
+    first, second = _publish(tmp_path, text="one"), _publish(tmp_path, text="two")
+    assert files.current(tmp_path, "corpus@v000001") == first == files.current(tmp_path, f"corpus@{first.path.name}")
+    assert files.current(tmp_path, "corpus@v000002") == second
+    for wrong in ("v00000", "v000003", "two"):
+        with pytest.raises(ValueError, match=rf"corpus@{wrong}: there is no such version .*allowed: corpus@v000001-\w+, corpus@v000002-\w+"):
+            files.current(tmp_path, f"corpus@{wrong}")

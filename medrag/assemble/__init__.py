@@ -143,7 +143,7 @@ def _check_start(run: Run) -> None:
     own = _class(run).needs
     wanted = {"generator"} if "generator" in own else {"encoder", "context_encoder"}
     allowed = [name for name in methods.names() if methods.the_class(methods.load(name)).needs & wanted]
-    if run.task.start and run.task.start not in allowed:
+    if run.task.start and methods.plain(run.task.start) not in allowed:
         raise ValueError(f"task.start={run.task.start!r}; allowed for {run.task.method}: nothing, {', '.join(allowed)}")
 
 

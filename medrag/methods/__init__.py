@@ -149,6 +149,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def plain(name: str) -> str:
+    """The method's name without the version that may stand behind it (``fid@v000002``)."""
+    return name.partition("@")[0]
+
+
 def load(name: str) -> ModuleType:
     """The module of a method. Raises ValueError that lists the methods there are."""
     if name not in names():
