@@ -217,7 +217,7 @@ def transformers(bench: Bench, peer: Any, batch: int) -> Written:
     pieces, decoding = bench.made.sentencepiece, bench.decoding
     settings: dict[str, Any] = {
         "num_beams": decoding.beams,
-        "max_new_tokens": decoding.answer_tokens,
+        "max_length": decoding.answer_tokens + 1,  # RAG's generate leaves max_new_tokens unread, and writes 19
         "length_penalty": decoding.length_power,
         "no_repeat_ngram_size": decoding.no_repeat_tokens,
         "suppress_tokens": [pieces.pad, pieces.unknown, *pieces.sentinels],
@@ -280,6 +280,7 @@ def ctranslate2(bench: Bench, library: Any, folder: Path, compute: str) -> Calla
     specification.config.add_source_bos = specification.config.add_source_eos = False
     specification.validate()
     specification.optimize(quantization=compute)
+    folder.mkdir()
     specification.save(str(folder))
     translator = library.Translator(str(folder), compute_type=compute, inter_threads=1, intra_threads=torch.get_num_threads())
     banned = [[names[number]] for number in (pieces.pad, pieces.unknown, *pieces.sentinels)]
