@@ -12,11 +12,13 @@ say train task=dense "${here[@]}" task.global_batch=64 task.epochs=8 task.learni
   task.options.retriever.question_tokens=48 task.options.retriever.passage_tokens=160
 say index build "${here[@]}" index.questions=true
 say train task=closed_book "${here[@]}" task.global_batch=16 task.epochs=5 task.learning_rate=2e-3 \
-  task.options.source_tokens=48 task.options.answer_tokens=160 task.validate_examples=64
-say train task=rag_token "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=5e-4 task.options.passages=2 \
-  task.options.source_tokens=160 task.options.answer_tokens=160 task.validate_examples=32
-say evaluate "${here[@]}" 'evaluate.methods=[dense,closed_book,rag_token]' evaluate.questions=24
-say ask "${here[@]}" 'answer.beside=[rag_token]' 孕期可以喝咖啡吗？ 宝宝发烧38度5怎么办？ 高血压患者能不能突然停药？ 喂奶的时候乳头裂了好疼怎么办？ 明天北京会下雨吗？
+  task.options.source_tokens=48 task.options.answer_tokens=128 task.validate_examples=64
+say train task=rag_token "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=1e-3 task.options.passages=2 \
+  task.options.source_tokens=128 task.options.answer_tokens=128 task.validate_examples=32
+say train task=fid "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=1e-3 task.options.passages=3 \
+  task.options.source_tokens=128 task.options.answer_tokens=128 task.validate_examples=32
+say evaluate "${here[@]}" 'evaluate.methods=[dense,closed_book,rag_token,fid]' evaluate.questions=24 answer.decoding.answer_tokens=96
+say ask "${here[@]}" 'answer.beside=[fid]' 孕期可以喝咖啡吗？ 宝宝发烧38度5怎么办？ 高血压患者能不能突然停药？ 喂奶的时候乳头裂了好疼怎么办？ 明天北京会下雨吗？
 
 printf '\nThe main job took %d minutes. Next:\n' $(((SECONDS - started + 30) / 60))
 printf '  .venv/bin/medrag ask store=store/demo "剖宫产后多久可以洗澡？"\n'

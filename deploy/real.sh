@@ -14,9 +14,12 @@ say prepare "$data/toyhom/internal_medicine_sample.csv" "$data/toyhom/internal_m
 say train task=dense "${here[@]}" hardware.precision=fp32 task.global_batch=1024 task.epochs=8 task.learning_rate=3e-3 task.patience=0 \
   task.options.retriever.question_tokens=96 task.options.retriever.passage_tokens=192 task.validate_every_steps=19
 say index build "${here[@]}"
-say train task=closed_book "${here[@]}" task.global_batch=16 task.epochs=1 task.learning_rate=1e-3 \
-  task.options.source_tokens=64 task.options.answer_tokens=128 task.validate_every_steps=300 task.validate_examples=256
-say train task=rag_token "${here[@]}" task.global_batch=16 task.epochs=0.12 task.learning_rate=5e-4 task.options.passages=3 \
-  task.options.source_tokens=160 task.options.answer_tokens=96 \
-  task.validate_every_steps=73 task.validate_examples=96
-say evaluate "${here[@]}" 'evaluate.methods=[dense,closed_book,rag_token]' evaluate.questions=40
+brief=(task.global_batch=16 task.options.answer_tokens=96 task.patience=0)
+say train task=closed_book "${here[@]}" "${brief[@]}" task.epochs=2.2 task.learning_rate=2e-3 task.options.source_tokens=64 \
+  task.validate_every_steps=500 task.validate_examples=192
+# what reads passages costs three to seven times as much a step: each has about the same minutes
+reads=("${brief[@]}" task.learning_rate=1e-3 task.options.source_tokens=128 task.options.passages=3 task.validate_examples=96)
+say train task=rag_sequence "${here[@]}" "${reads[@]}" task.epochs=0.21
+say train task=rag_token "${here[@]}" "${reads[@]}" task.epochs=0.21
+say train task=fid "${here[@]}" "${reads[@]}" task.epochs=0.42
+say evaluate "${here[@]}" 'evaluate.methods=[dense,closed_book,rag_sequence,rag_token,fid]' evaluate.questions=200 answer.decoding.answer_tokens=96
