@@ -165,11 +165,11 @@ def _ids(words: list[str]) -> list[str]:
 
 
 def _ask(positional: list[str], overrides: list[str]) -> int:
-    from medrag import config, infer, text
+    from medrag import config, responses, text
     from medrag.assemble import trained
 
     run = config.compose(overrides)
-    infer.check(run.answer)
+    responses.check(run.answer)
     questions = [text.clean(word) for word in positional]
     if not questions or not all(text.key(question) for question in questions):
         raise ValueError('medrag ask needs a question, as in: medrag ask "孕期可以喝咖啡吗？"')
@@ -178,17 +178,17 @@ def _ask(positional: list[str], overrides: list[str]) -> int:
     for question in questions:
         print(f"问：{question}\n答：", end="", flush=True)
         if run.answer.stream:
-            response = _streamed(infer.stream(method, question, run.answer))
+            response = _streamed(responses.stream(method, question, run.answer))
         else:
-            response = infer.answered(method, question, run.answer)
+            response = responses.answered(method, question, run.answer)
             print(response["answer"] if response["refused"] else _cited(response["sentences"]))
         _show(response)
         for name, other in beside.items():
             # nothing is refused here, so that methods can be compared; doses without a passage are withheld all the same
-            compared = infer.answered(other, question, replace(run.answer, refuse_below=0.0))
+            compared = responses.answered(other, question, replace(run.answer, refuse_below=0.0))
             said = compared["answer"] if compared["refused"] else _cited(compared["sentences"])
             print(f"  对照（{name}，置信度 {compared['confidence']:.2f}）：{said}\n")
-    print(f"【{infer.LABEL}】")
+    print(f"【{responses.LABEL}】")
     return 0
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medrag import encoder, evaluate, generator, infer, methods, prepare, workers
+from medrag import encoder, evaluate, generator, methods, prepare, responses, workers
 from medrag.hardware import Hardware
 from medrag.schedule import Task
 from medrag.search import Search
@@ -49,7 +49,7 @@ class Run:
     prepare: prepare.Config = field(default_factory=prepare.Config)
     workers: workers.Config = field(default_factory=workers.Config)
     index: Search = field(default_factory=Search)
-    answer: infer.Config = field(default_factory=infer.Config)
+    answer: responses.Config = field(default_factory=responses.Config)
     evaluate: evaluate.Config = field(default_factory=evaluate.Config)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Tiny
 
-from medrag import infer
+from medrag import responses
 from medrag.assemble import calibrating
 from medrag.assemble.calibrating import calibrate
 from medrag.confidence import GENERATION, REFUSED_LEAST
@@ -40,9 +40,9 @@ def test_right_answers_get_more_confidence(tiny: Tiny, monkeypatch: pytest.Monke
     method.calibrator = calibrate(method, [*tiny.examples, LOST], progress=False)
     assert method.calibrator is not None and method.decoding == Decoding(beams=3)
     method.decoding = Decoding(beams=1)
-    confidence = [answer.confidence for _, answer in sorted(infer.answer_in_batches(method, tiny.questions, 8))]
+    confidence = [answer.confidence for _, answer in sorted(responses.answer_in_batches(method, tiny.questions, 8))]
     assert min(confidence[:26]) > 0.8 > 0.3 > max(confidence[26:])
-    assert max(confidence[26:]) < infer.threshold(method, infer.Config()) <= min(confidence[:26])
+    assert max(confidence[26:]) < responses.threshold(method, responses.Config()) <= min(confidence[:26])
 
 
 @pytest.mark.parametrize("count", [1, 2, 500])
@@ -80,8 +80,8 @@ def test_a_real_model(tiny: Tiny) -> None:
     method.decoding = Decoding(answer_tokens=4)
     made = calibrate(method, [*tiny.examples[:5], LOST], progress=False)
     assert made is not None and made.weight == (0.0,) * len(GENERATION) and made.refuse_below == REFUSED_LEAST
-    ((_, plain),) = infer.answer_in_batches(method, ["孕期可以喝咖啡吗？"], 1)
+    ((_, plain),) = responses.answer_in_batches(method, ["孕期可以喝咖啡吗？"], 1)
     assert plain.confidence == pytest.approx(exp(plain.logprob / plain.tokens))
     method.calibrator = made
-    ((_, calibrated),) = infer.answer_in_batches(method, ["孕期可以喝咖啡吗？"], 1)
+    ((_, calibrated),) = responses.answer_in_batches(method, ["孕期可以喝咖啡吗？"], 1)
     assert calibrated.confidence == pytest.approx(1 / 8) and calibrated.logprob == plain.logprob

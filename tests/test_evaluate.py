@@ -17,7 +17,7 @@ from sacrebleu.metrics.bleu import BLEU
 from test_train import DENSE, ROOT, TINY
 from torch import Tensor
 
-from medrag import assemble, evaluate, files, grounding, infer
+from medrag import assemble, evaluate, files, grounding, responses
 from medrag.__main__ import main
 from medrag.assemble import contest, trained
 from medrag.config import compose
@@ -25,9 +25,9 @@ from medrag.evaluate import Config, Contestant, answering, scoring, tables
 from medrag.evaluate.answering import Told
 from medrag.evaluate.trust import trust
 from medrag.generator.decoding import Decoding
-from medrag.infer import Config as Answering
 from medrag.methods import Batch, Method, Parts, closed_book, dense
 from medrag.metrics import texts
+from medrag.responses import Config as Answering
 from medrag.types import Answer, Example, Hit, Passage
 
 SETTINGS = Answering(refuse_below=0.5, batch_questions=4)
@@ -206,7 +206,7 @@ def test_trust_by_hand() -> None:
 
 
 def test_what_may_not_be_shown_counts_as_refused() -> None:
-    """As ``infer.respond`` has it."""
+    """As ``responses.respond`` has it."""
     plain, dose = grounding.Sentence("多喝水。", 0, 1.0), grounding.Sentence("每天三片。", None, 0.1, "dose")
     cases = [((plain,), ("p",)), ((plain, dose), ("p",)), ((dose,), ("p",)), ((plain, dose), ()), ((plain,), ()), ((), ())]
     rows = [replace(told(0.9, "".join(one.text for one in some)), sentences=some, passages=names) for some, names in cases]
@@ -216,7 +216,7 @@ def test_what_may_not_be_shown_counts_as_refused() -> None:
     for one in rows:
         library = {"p": Passage("p", "多喝水。", "s")}
         answer = Answer(one.text, tuple(Hit(library[name], 1.0) for name in one.passages), 0.0, 0.9)
-        assert infer.respond("问", answer, SETTINGS, "fid", 0.5)["refused"] == one.silent, one.text
+        assert responses.respond("问", answer, SETTINGS, "fid", 0.5)["refused"] == one.silent, one.text
 
 
 # -- resuming -----------------------------------------------------------------------------------------------------------------------

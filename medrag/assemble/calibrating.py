@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from medrag import confidence, infer
+from medrag import confidence, responses
 from medrag.confidence import GENERATION, RIGHT_F1, Calibrator
 from medrag.generator import Generator
 from medrag.methods import Method
@@ -41,9 +41,9 @@ def calibrate(method: Method, dev: Sequence[Example], progress: bool = True) -> 
     chosen, method.calibrator = method.decoding, None
     method.decoding = replace(chosen, beams=1, sample=False)
     try:
-        answers = infer.answer_in_batches(method, [example.question for example in asked], infer.Config().batch_questions)
+        answers = responses.answer_in_batches(method, [example.question for example in asked], responses.Config().batch_questions)
         for place, answer in tqdm(answers, total=len(asked), desc="calibrating", unit=" questions", disable=not progress, file=sys.stderr):
-            features[place] = infer.seen(answer)
+            features[place] = responses.seen(answer)
             right[place] = character_f1(answer.text, asked[place].answers) >= RIGHT_F1
     finally:
         method.decoding = chosen

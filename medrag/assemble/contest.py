@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from medrag import assemble, evaluate, files, infer, methods
+from medrag import assemble, evaluate, files, methods, responses
 from medrag.assemble import trained
 from medrag.config import Run
 from medrag.evaluate import Contestant, tables
@@ -34,7 +34,7 @@ class Entered:
 def entered(run: Run) -> Entered:
     """Raises ValueError where a setting is out of range, or a method is missing or was trained on another corpus."""
     evaluate.check(run.evaluate)
-    infer.check(run.answer)
+    responses.check(run.answer)
     data = assemble.corpus(run)
     names = list(dict.fromkeys(["dense", *run.evaluate.methods]))
     newest = {name: trained.newest(Path(run.store), name) for name in names}

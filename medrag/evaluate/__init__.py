@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medrag import confidence, files, infer, methods, ranking
+from medrag import confidence, files, methods, ranking, responses
 from medrag.evaluate import answering, scoring
 from medrag.evaluate.answering import NO_POOL, Told
 from medrag.evaluate.scoring import Sheet
@@ -85,7 +85,7 @@ def evaluate(
     test: Sequence[Example],
     segmenter: Segmenter,
     config: Config,
-    answer: infer.Config,
+    answer: responses.Config,
     seed: int,
     work: Path,
 ) -> tuple[dict[str, Any], list[Told]]:
@@ -115,7 +115,7 @@ def evaluate(
     rows, sheets, all_told = list[dict[str, Any]](), dict[tuple[str, str], Sheet](), list[Told]()
     for contestant in contestants:
         method, loaded = loaded or contestant.load(), None
-        threshold = infer.threshold(method, answer)
+        threshold = responses.threshold(method, answer)
         for pool in answering.pools(method):
             kept = work / f"{contestant.name}-{pool}.jsonl"
             told = answering.answers(method, contestant.name, pool, asked, hidden, kept, answer.batch_questions)

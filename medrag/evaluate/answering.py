@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from medrag import files, grounding
-from medrag.infer import answer_in_batches
 from medrag.methods import Method
+from medrag.responses import answer_in_batches
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example
 
@@ -63,7 +63,7 @@ class Told:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing may be shown of it, however sure the method is (``infer.respond``): no text, or a dose on no passage's word."""
+        """Whether nothing may be shown of it, however sure the method is (``responses.respond``): no text, or a dose on no passage's word."""
         withheld = [bool(sentence.withheld) for sentence in self.sentences]
         return not self.text.strip() or (any(withheld) and (all(withheld) or not self.passages))
 

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 
-from medrag.infer import LABEL
 from medrag.reports import FIRST, GRID, INK, SECOND, SERIES, THIRD, drawing, figure, render, svg
+from medrag.responses import LABEL
 
 NAMES = {
     "BM25, words": "BM25（词 words）",

@@ -7,7 +7,7 @@ import torch
 from conftest import Tiny
 from torch import Tensor, nn
 
-from medrag import generator, infer
+from medrag import generator, responses
 from medrag.generator import Generator
 from medrag.generator.quantized import PRECISIONS, lower
 from medrag.quantized import Int8Linear
@@ -67,9 +67,9 @@ def test_what_cannot_be_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match=r"answer\.precision='int4'; allowed: auto, fp32, bf16, int8"):
         lower(tiny.generator(), "int4")
     with pytest.raises(ValueError, match=r"answer\.precision='half'; allowed"):
-        infer.check(infer.Config(precision="half"))
+        responses.check(responses.Config(precision="half"))
     for precision in PRECISIONS:
-        infer.check(infer.Config(precision=precision))
+        responses.check(responses.Config(precision=precision))
     shape = generator.Config(width=32, head_width=8, heads=4, layers=1, feed_forward=48)
     with torch.device("meta"):
         elsewhere = generator.build(shape, tiny.sentencepiece)
