@@ -80,8 +80,6 @@ class Found:
     """scores from the question's own units"""
     synonyms_N: Floats
     """scores from units of their synonyms that the question lacks; to be weighted"""
-    ceiling: float
-    """the own score of a document that would hold every unit of the question at its best"""
     known: float
     """the share of the question's units that some document has, 0..1"""
 
@@ -157,9 +155,9 @@ class Lexical:
         """``sum_u idf_u f_ud / (f_ud + k1 (1 - b + b |d| / mean |d|))`` over the question's units u, for every row."""
         tokens = self.tokens(question)
         own = [self._number[token] for token in tokens if token in self._number]
-        own_N, ceiling = self._sum(own)
         extra = [self._number[token] for token in self._extra(question, tokens) if token in self._number]
-        return Found(own_N, self._sum(extra)[0] if extra else np.zeros_like(own_N), ceiling, len(own) / max(len(tokens), 1))
+        own_N = self._sum(own)
+        return Found(own_N, self._sum(extra) if extra else np.zeros_like(own_N), len(own) / max(len(tokens), 1))
 
     def weighted(self, found: Found) -> Floats:
         """A question's own scores, and those of its synonyms ``synonym_weight`` times."""
@@ -173,12 +171,12 @@ class Lexical:
         """The ``k`` best rows, best first, those without a shared unit left out."""
         return best(self.scores(question), k)
 
-    def _sum(self, units: Sequence[int]) -> tuple[Floats, float]:
-        """Scores, and the sum of the units' best ones; all postings of a shard are added up at once."""
+    def _sum(self, units: Sequence[int]) -> Floats:
+        """Scores; all postings of a shard are added up at once."""
         unit_U, times_U = np.unique(np.array(units, dtype=np.int64), return_counts=True)
         holders_U = self._holders_V[unit_U]
         weight_U = times_U * np.log(1 + (len(self) - holders_U + 0.5) / (holders_U + 0.5))
-        total_N, most_U, first = np.zeros(len(self), np.float32), np.zeros(len(unit_U)), 0
+        total_N, first = np.zeros(len(self), np.float32), 0
         for shard in self.shards:
             here = slice(first, first := first + len(shard.lengths_n))
             known = int(np.searchsorted(unit_U, len(shard.start_V) - 1))
@@ -190,9 +188,8 @@ class Lexical:
                 counts_P = np.concatenate([shard.counts_P[span] for span in spans]).astype(np.float32)
                 counts_P /= counts_P + self._norm_N[here][rows_P]
                 size_U = (end_U - start_U)[held]
-                most_U[held] = np.maximum(most_U[held], np.maximum.reduceat(counts_P, np.cumsum(size_U) - size_U))
                 total_N[here] = np.bincount(rows_P, counts_P * np.repeat(weight_U[held], size_U), len(shard.lengths_n))
-        return total_N, float(weight_U @ most_U)
+        return total_N
 
     def _extra(self, question: str, tokens: list[str]) -> list[str]:
         if not self.synonyms.groups:

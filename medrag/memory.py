@@ -50,8 +50,6 @@ class Seen:
     """in rising order"""
     signals_US: Floats
     """in the order of SIGNALS; 0 where a signal is not used"""
-    ceiling: float
-    """BM25 of a passage that would hold every unit of the question at its best, summed over words and characters"""
     known: float
     """the share of the question's units that the passages know, 0..1"""
     floor: float
@@ -123,7 +121,7 @@ class Memory:
         seen = []
         for b, question in enumerate(questions):
             out = np.union1d(hidden, left_out[b])
-            scored, ceiling, known = self._lexical(question, used, out)
+            scored, known = self._lexical(question, used, out)
             owners, above, floor = near[b] if near else (NONE, q_BD[b, :0], 0.0)
             pools = [row_BK[b][~np.isin(row_BK[b], out)][:deep], owners, rows, *(best(score_N, deep) for score_N in scored.values())]
             rows_U = np.unique(np.concatenate(pools)).astype(np.int64)
@@ -133,7 +131,7 @@ class Memory:
                 np.maximum.at(signals_US[:, SIGNALS.index("questions")], np.searchsorted(rows_U, owners), above)
             for name, score_N in scored.items():
                 signals_US[:, SIGNALS.index(name)] = score_N[rows_U]
-            seen.append(Seen(used, rows_U, signals_US, ceiling, known, floor))
+            seen.append(Seen(used, rows_U, signals_US, known, floor))
         return seen
 
     def by_passage(self, name: str, found: Found) -> Floats:
@@ -145,8 +143,8 @@ class Memory:
         np.maximum.at(score_N, self.owners_M, score)
         return score_N
 
-    def _lexical(self, question: str, used: Sequence[str], out: Numbers) -> tuple[dict[str, Floats], float, float]:
-        """BM25 signals of every passage (N,), 0 for those that are ``out``; ceiling and share of known units."""
+    def _lexical(self, question: str, used: Sequence[str], out: Numbers) -> tuple[dict[str, Floats], float]:
+        """BM25 signals of every passage (N,), 0 for those that are ``out``; and the share of known units."""
         scored, told = {}, []
         for name in used:
             if name in LEXICALS:
@@ -154,7 +152,7 @@ class Memory:
                 scored[name] = self.by_passage(name, found)
                 scored[name][out] = 0
                 told += [found] if name != "question_characters" else []
-        return scored, sum(found.ceiling for found in told), sum(found.known for found in told) / max(len(told), 1)
+        return scored, sum(found.known for found in told) / max(len(told), 1)
 
     def _near(self, q_BD: Floats, deep: int, hidden: Numbers, left_out: Sequence[Numbers]) -> list[tuple[Numbers, Floats, float]]:
         """For each question the owners of the ``deep`` nearest questions, how far these are above the floor, and the floor."""
