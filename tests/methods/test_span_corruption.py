@@ -324,8 +324,16 @@ def test_a_batch_of_the_most_spans_has_sentinels_enough(tiny: Tiny) -> None:
 
 # what starts from it
 
-READS = [*TINY, "task=span_corruption", "task.options.tokens=32", "task.global_batch=32", "hardware.devices=1"]
-WRITES = [*TINY, "task=closed_book", "task.options.source_tokens=32", "task.options.answer_tokens=32", "task.global_batch=32", "hardware.devices=1"]
+READS = ["model.generator.copying=false", *TINY, "task=span_corruption", "task.options.tokens=32", "task.global_batch=32", "hardware.devices=1"]
+WRITES = [
+    "model.generator.copying=false",
+    *TINY,
+    "task=closed_book",
+    "task.options.source_tokens=32",
+    "task.options.answer_tokens=32",
+    "task.global_batch=32",
+    "hardware.devices=1",
+]
 
 
 @pytest.fixture(scope="module")
