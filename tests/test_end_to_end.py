@@ -225,7 +225,7 @@ def test_doctor_and_config_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "2080ti" in out and "fits here" in out and "torch" in out
     assert main(["config", "task=rag_sequence"]) == 0
-    assert "decoding: thorough" in capsys.readouterr().out
+    assert "rag_sequence: thorough" in capsys.readouterr().out
     assert main(["--help"]) == 0
     done = subprocess.run([sys.executable, "-m", "medrag", "doctor"], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr
