@@ -9,7 +9,7 @@ else of its closed_book, else random ones of ``--shape`` whose end token is made
 
 - ``transformers``: RagTokenForGeneration.generate, MT5's, or (fid) MT5's over joined encoder outputs, which are part of the time. Questions of like
   length go together, in each size of batch that ``--peer-batches`` names, and the fastest counts. Both sides end a search by one rule: ``early``
-  is transformers' default (``decoding.early=true``), ``sure`` is ``early_stopping="never"``, medrag's default. RagSequenceForGeneration.generate
+  is the default of both (``decoding.early=true``), ``sure`` is ``early_stopping="never"``. RagSequenceForGeneration.generate
   fails without a retriever, so that there is nothing to stand beside rag_sequence.
 - *same* is the share of questions whose text is the same as medrag's in fp32; of the others, *better* and *worse* count whose hypothesis ranks higher
   under the exact model in fp32 (log-probability / tokens), beyond rounding; *lost* is what the rank is lower in the mean over all questions.
