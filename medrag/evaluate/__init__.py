@@ -53,7 +53,7 @@ class Config:
 def check(config: Config) -> None:
     """Raise ValueError where a value is out of range."""
     for name in config.methods:
-        if name not in methods.names():
+        if methods.plain(name) not in methods.names():
             raise ValueError(f"evaluate.methods={config.methods}: there is no method {name!r}; allowed: {', '.join(methods.names())}")
     if len(set(config.methods)) < len(config.methods):
         raise ValueError(f"evaluate.methods={config.methods} names a method twice")
