@@ -416,3 +416,9 @@ def test_the_table_fits_a_terminal(measured: tuple[dict[str, Any], list[Told]]) 
     assert max(map(len, lines)) <= 150
     for words in ("closed_book, none", "less dense", "label maternal, 9", "source 乙, 6", "off_topic (2)", "dose withheld", "peak: "):
         assert any(words in line for line in lines), words
+
+
+def test_a_version_of_a_method_may_be_named() -> None:
+    evaluate.check(evaluate.Config(methods=["dense", "fid@v000002", "fid@v000001"]))
+    with pytest.raises(ValueError, match="there is no method 'magic@v000001'"):
+        evaluate.check(evaluate.Config(methods=["magic@v000001"]))
