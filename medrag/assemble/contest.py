@@ -46,7 +46,7 @@ def entered(run: Run) -> Entered:
         "evaluate": asdict(run.evaluate) | {"baseline": evaluate.baseline(run.evaluate)},
         "seed": run.seed,
         "refuse_below": run.answer.refuse_below,
-        "decoding": asdict(run.answer.decoding) if any(writes[name] for name in run.evaluate.methods) else None,
+        "writing": [asdict(run.answer.decoding), run.answer.precision] if any(writes[name] for name in run.evaluate.methods) else None,
         "corpus": data.artifact.hash,
         "methods": {name: [artifact.hash, index.hash if index else ""] for name, (artifact, index) in newest.items()},
     }
