@@ -5,14 +5,14 @@ Shapes: B questions, K passages, N = B x K, L source tokens, D width, T target t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medrag.generator import Generator
-from medrag.generator.decoding import Hypothesis
+from medrag.generator import Generator, writing
+from medrag.generator.decoding import Decoding, Hypothesis, Past
 from medrag.retriever import Retriever
 from medrag.types import Answer, Example, Hit
 
@@ -134,6 +134,30 @@ def targets(generator: Generator, examples: Sequence[Example], answer_tokens: in
         raise ValueError(f"examples without an answer cannot be learned from: {missing[:5]}")
     chosen = [example.answers[int(torch.randint(len(example.answers), ()))] for example in examples]
     return generator.sentencepiece.batch(chosen, answer_tokens)[0]
+
+
+def answers(
+    retriever: Retriever, generator: Generator, questions: Sequence[str], config: Config, decoding: Decoding, begun: Callable[[Reading], Past]
+) -> list[Answer]:
+    """The best hypothesis for each question of the one search that ``begun`` starts over what was read; ``NOTHING`` where nothing was found."""
+    found = [NOTHING] * len(questions)
+    for places, reading in readings(retriever, generator, questions, config):
+        asked = [questions[place] for place in places]
+        rows = writing.search(begun(reading), asked, generator.sentencepiece, decoding, retriever.device)
+        for place, question, hits, row in zip(places, asked, reading.hits, rows, strict=True):
+            found[place] = worded(retriever, generator, question, hits, row[0])
+    return found
+
+
+def stream(
+    retriever: Retriever, generator: Generator, question: str, config: Config, decoding: Decoding, begun: Callable[[Reading], Past]
+) -> Iterator[str | Answer]:
+    """``answers`` for one question, piece by piece, and the Answer last."""
+    for _, reading in readings(retriever, generator, [question], config):
+        for piece in writing.stream(begun(reading), question, generator.sentencepiece, decoding, retriever.device):
+            yield piece if isinstance(piece, str) else worded(retriever, generator, question, reading.hits[0], piece)
+        return
+    yield NOTHING
 
 
 def worded(retriever: Retriever, generator: Generator, question: str, hits: Sequence[Hit], written: Hypothesis) -> Answer:

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import Tiny
 from sacrebleu.metrics.bleu import BLEU
+from test_infer import Echo, Killed
 from test_train import DENSE, ROOT, TINY
-from torch import Tensor
 
 from medrag import assemble, evaluate, files, grounding, responses
 from medrag.__main__ import main
@@ -25,7 +24,7 @@ from medrag.evaluate import Config, Contestant, answering, scoring, tables
 from medrag.evaluate.answering import Told
 from medrag.evaluate.trust import trust
 from medrag.generator.decoding import Decoding
-from medrag.methods import Batch, Method, Parts, closed_book, dense
+from medrag.methods import Method, Parts, closed_book, dense
 from medrag.metrics import texts
 from medrag.responses import Config as Answering
 from medrag.types import Answer, Example, Hit, Passage
@@ -222,32 +221,11 @@ def test_what_may_not_be_shown_counts_as_refused() -> None:
 # -- resuming -----------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing between it and the top level cleans up."""
-
-
-class Echo(Method):
-    """Answers with the question; dies when it has answered ``dies_after`` questions."""
-
-    needs = frozenset[str]()
-
-    def __init__(self, dies_after: int = 10**9) -> None:
-        super().__init__()
-        self.dies_after = dies_after
-        self.asked: list[str] = []
-
-    def index(self, passages: Sequence[Passage]) -> None: ...
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        return Batch(tuple(examples), {}, 1)
-
-    def forward(self, batch: Batch) -> Tensor:
-        return torch.zeros(())
+class Doser(Echo):
+    """Answers with the question and a dose."""
 
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        self.asked += questions
-        if len(self.asked) > self.dies_after:
-            raise Killed
+        super().answer(questions)
         return [Answer(f"答{question}。每天三片。", (Hit(Passage("p1", f"答{question}。", "s"), 2.0),), -1.5, 0.9, 3) for question in questions]
 
 
@@ -265,30 +243,30 @@ def without_cost(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("dies_after", [1, 6, 9, 16, 29])
 @pytest.mark.parametrize("torn", [b"", b'{"question": "e', b'{"question": "\xe5'])
 def test_killed_and_run_again_nothing_is_asked_twice(tmp_path: Path, dies_after: int, torn: bytes) -> None:
-    whole = answered(Echo(), tmp_path / "whole.jsonl")
+    whole = answered(Doser(), tmp_path / "whole.jsonl")
     assert [one.question for one in whole] == [example.id for example in QUESTIONS]
     assert all(one.text == f"答{example.question}。每天三片。" for one, example in zip(whole, QUESTIONS, strict=True))
     assert all(one.sentences[-1].withheld == "dose" and one.supported == 0.5 and one.seconds >= 0 and one.peak_bytes > 2**20 for one in whole)
     path = tmp_path / "part.jsonl"
     with pytest.raises(Killed):
-        answered(Echo(dies_after), path)
+        answered(Doser(dies_after), path)
     with open(path, "ab") as stream:
         stream.write(torn)
-    second = Echo()
+    second = Doser()
     assert [(one.question, one.text) for one in answered(second, path)] == [(one.question, one.text) for one in whole]
     assert without_cost(path) == without_cost(tmp_path / "whole.jsonl")
     assert len(second.asked) == 1 + 30 - (dies_after - 1) // 4 * 4
-    third = Echo()
-    assert answered(third, path) == answered(Echo(), path) and third.asked == []
+    third = Doser()
+    assert answered(third, path) == answered(Doser(), path) and third.asked == []
     assert [answering.read(json.loads(json.dumps(asdict(one)))) for one in whole] == whole
 
 
 def test_a_batch_that_was_written_in_part_is_answered_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "part.jsonl"
-    answered(Echo(), path)
+    answered(Doser(), path)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:10]))
-    second = Echo()
+    second = Doser()
     answered(second, path)
     assert len(second.asked) == 1 + 30 - 8 and path.read_bytes().count(b"\n") == 30
 
@@ -378,6 +356,7 @@ def test_how_texts_are_written_is_part_of_the_report_of_what_writes(store: Path,
     first = key()
     assert key() == key("evaluate.baseline=dense") == first
     assert len({first, key("answer.decoding.beams=2"), key("answer.decoding.seed=1"), key("evaluate.baseline=closed_book")}) == 4
+    assert key("answer.precision=bf16") != first
     published("two")
     assert key() != first
     lines = (ROOT / "corpora" / "maternal.jsonl").read_text("utf-8").splitlines()[:20]

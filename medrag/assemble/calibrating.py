@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from medrag import confidence, responses
+from medrag import confidence, evaluate, responses
 from medrag.confidence import GENERATION, RIGHT_F1, Calibrator
 from medrag.generator import Generator
 from medrag.methods import Method
@@ -32,8 +32,8 @@ def calibrate(method: Method, dev: Sequence[Example], progress: bool = True) -> 
     pretraining = type(method).learns_from is not Method.learns_from
     if pretraining or not isinstance(getattr(method, "generator", None), Generator):
         return None
-    unanswerable = _spread([example for example in dev if not example.positives], UNANSWERABLE)
-    answerable = _spread([example for example in dev if example.positives], QUESTIONS - len(unanswerable))
+    unanswerable = evaluate.spread([example for example in dev if not example.positives], UNANSWERABLE)
+    answerable = evaluate.spread([example for example in dev if example.positives], QUESTIONS - len(unanswerable))
     if not answerable:
         return None
     asked = [*answerable, *unanswerable]
@@ -48,8 +48,3 @@ def calibrate(method: Method, dev: Sequence[Example], progress: bool = True) -> 
     finally:
         method.decoding = chosen
     return confidence.fit(GENERATION, features, right, np.arange(len(asked)) < len(answerable))
-
-
-def _spread(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most so many of them, evenly spread."""
-    return [examples[place * len(examples) // most] for place in range(most)] if len(examples) > most else list(examples)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medrag import losses, ranking, reader
-from medrag.generator import Generator, writing
+from medrag.generator import Generator
 from medrag.generator.stepping import Stepper
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
@@ -162,21 +162,11 @@ class Fid(Method):
     @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Answer]:
         """The best hypothesis of a search that looks at all passages at once."""
-        answers = [reader.NOTHING] * len(questions)
-        for places, reading in reader.readings(self.retriever, self.generator, questions, self.config):
-            asked = [questions[place] for place in places]
-            found = writing.search(self._past(reading), asked, self.generator.sentencepiece, self.decoding, self.retriever.device)
-            for place, question, hits, row in zip(places, asked, reading.hits, found, strict=True):
-                answers[place] = reader.worded(self.retriever, self.generator, question, hits, row[0])
-        return answers
+        return reader.answers(self.retriever, self.generator, questions, self.config, self.decoding, self._past)
 
     @torch.no_grad()
     def stream(self, question: str) -> Iterator[str | Answer]:
-        for _, reading in reader.readings(self.retriever, self.generator, [question], self.config):
-            for piece in writing.stream(self._past(reading), question, self.generator.sentencepiece, self.decoding, self.retriever.device):
-                yield piece if isinstance(piece, str) else reader.worded(self.retriever, self.generator, question, reading.hits[0], piece)
-            return
-        yield reader.NOTHING
+        yield from reader.stream(self.retriever, self.generator, question, self.config, self.decoding, self._past)
 
     def _past(self, reading: Reading) -> Stepper:
         joined = join(reading.state_NLD, reading.mask_NL, reading.passages)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medrag import losses, ranking, reader
-from medrag.generator import Generator, writing
+from medrag.generator import Generator
 from medrag.generator.decoding import Mixture
 from medrag.methods import Batch, Method, Parts
 from medrag.reader import Reading
@@ -56,21 +56,11 @@ class RagToken(Method):
     @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Answer]:
         """A search on the marginal ``LSE_k[log p(k|x) + log p(y_t|y_<t, x, k)]`` of the next token."""
-        answers = [reader.NOTHING] * len(questions)
-        for places, reading in reader.readings(self.retriever, self.generator, questions, self.config):
-            asked = [questions[place] for place in places]
-            found = writing.search(self._past(reading), asked, self.generator.sentencepiece, self.decoding, self.retriever.device)
-            for place, question, hits, row in zip(places, asked, reading.hits, found, strict=True):
-                answers[place] = reader.worded(self.retriever, self.generator, question, hits, row[0])
-        return answers
+        return reader.answers(self.retriever, self.generator, questions, self.config, self.decoding, self._past)
 
     @torch.no_grad()
     def stream(self, question: str) -> Iterator[str | Answer]:
-        for _, reading in reader.readings(self.retriever, self.generator, [question], self.config):
-            for piece in writing.stream(self._past(reading), question, self.generator.sentencepiece, self.decoding, self.retriever.device):
-                yield piece if isinstance(piece, str) else reader.worded(self.retriever, self.generator, question, reading.hits[0], piece)
-            return
-        yield reader.NOTHING
+        yield from reader.stream(self.retriever, self.generator, question, self.config, self.decoding, self._past)
 
     def _past(self, reading: Reading) -> Mixture:
         return Mixture(self.generator.stepper(reading.state_NLD, reading.mask_NL, self.decoding.width), reading.prior_BK)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from dataclasses import asdict
 from itertools import combinations, groupby, pairwise
 from pathlib import Path
 
@@ -14,13 +13,13 @@ import torch
 from conftest import Tiny
 from hypothesis import given, settings
 from hypothesis.strategies import floats, integers
+from test_mlm import publish
 from test_train import ROOT, TINY
 from test_vocabulary import TEXTS, mt5_like
 
 from medrag import assemble, config, files, generator
 from medrag.__main__ import main
 from medrag.assemble import trained
-from medrag.files import Artifact
 from medrag.generator import Generator, writing
 from medrag.generator.decoding import Decoding, Hypothesis
 from medrag.methods import Parts, span_corruption
@@ -345,16 +344,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["prepare", str(folder / "some.jsonl"), f"store={folder / 'store'}", "prepare.dev_share=0.1", "prepare.test_share=0.05"]) == 0
     publish(folder / "store", [*READS, "seed=7"])
     return folder / "store"
-
-
-def publish(store: Path, settings: list[str]) -> Artifact:
-    """The artifact of a method before any training."""
-    run = config.compose([f"store={store}", *settings])
-    built = assemble.fresh(run, assemble.corpus(run))
-    key = assemble.key(run, built)
-    with files.publish(store, run.task.method, key=key, parents=built.parents, config={"model": asdict(run.model)}) as folder:
-        trained.save(built, folder)
-    return files.current(store, run.task.method)
 
 
 def of(built: trained.Built) -> Generator:
