@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         return VERBS[verb](positional, overrides)
     except (ValueError, OSError) as error:
         return _complain(str(error).strip().split("\n")[0] or type(error).__name__)
-    except KeyboardInterrupt:
-        return _complain("interrupted; run the same command again to go on", 130)
+    except KeyboardInterrupt as stopped:
+        return _complain(str(stopped) or "interrupted; run the same command again to go on", 130)
     except BrokenPipeError:
         return 0
 
@@ -256,11 +256,12 @@ def _evaluate(positional: list[str], overrides: list[str]) -> int:
 
 
 def _doctor(positional: list[str], overrides: list[str]) -> int:
-    from medrag import config, files, plan
+    from medrag import config, files
+    from medrag.plan import machine
 
     _nothing(positional, "doctor")
     hardware = {name: config.compose([f"hardware={name}", *overrides]).hardware for name in config.presets("hardware")}
-    print(plan.doctor(hardware, files.versions()))
+    print(machine.doctor(hardware, files.versions()))
     return 0
 
 

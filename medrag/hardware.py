@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEVICES = ("cpu", "cuda")
-ZERO_STAGES = (0, 1, 2)
+ZERO_STAGES = (0, 1, 2, 3)
 
 
 @dataclass
@@ -28,11 +28,21 @@ class Hardware:
     micro_tokens: int = 0
     """most tokens a device holds activations of at once, padding included, for methods that contrast the whole batch (dense); 0: any number"""
     zero_stage: int = 0
-    """DeepSpeed's ZeRO: 0, 1 (optimizer states shared out) or 2 (gradients too)"""
+    """DeepSpeed's ZeRO: 0, 1 (optimizer states shared out), 2 (gradients too) or 3 (weights too)"""
+    offload: bool = False
+    """keep the optimizer's states in the machine's memory instead of the card's (ZeRO 1 to 3)"""
     checkpointing: bool = False
     """recompute activations in the backward pass"""
     threads: int = 0
     """CPU threads of each process; 0 shares the cores out"""
+    teraflops: float = 0.0
+    """what the chip does in this precision at best, as its maker states; 0: measured where it runs"""
+    gigabytes_a_second: float = 0.0
+    """bandwidth of the card's memory, as its maker states; 0: measured where it runs"""
+    torch_build: str = ""
+    """the builds of torch that still support the chip"""
+    faiss_build: str = ""
+    """the build of faiss that searches on the chip, or what does instead"""
 
 
 def check(hardware: Hardware) -> None:

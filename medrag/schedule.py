@@ -37,6 +37,10 @@ class Task:
     """validations without a new best before training stops early; 0 never stops"""
     save_every_minutes: float = 5.0
     """between checkpoints"""
+    exploded_above: float = 5.0
+    """a loss above this multiple of what was usual of late counts as exploded: its step is skipped; 0: never"""
+    most_skipped: int = 10
+    """steps skipped in a row, for losses that exploded or are not finite, before training stops"""
     start: str = ""
     """trained method whose encoder or generator this one starts from: dense from mlm or dense, what writes from span_corruption, closed_book or its
     like; empty: from model.*.pretrained, or random weights"""

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 def save(module: nn.Module, path: Path) -> None:
     """Write every tensor of the module under the first of its names."""
+    save_file(named(module), path)
+
+
+def named(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of the module under the first of its names."""
     kept = _first_names(module)
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items() if name in kept}, path)
+    return {name: tensor.contiguous() for name, tensor in module.state_dict().items() if name in kept}
 
 
 def read(path: Path) -> dict[str, Tensor]:

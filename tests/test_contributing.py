@@ -22,9 +22,10 @@ from conftest import Tiny
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from medrag import config, methods, plan, prepare, sources, text
+from medrag import config, methods, prepare, sources, text
 from medrag import hardware as machine
 from medrag.methods import Method, Parts
+from medrag.plan.machine import Card, Machine, obstacle
 from medrag.retriever import Retriever
 from medrag.schedule import Task, shares
 from medrag.sources import Record, Reject
@@ -237,9 +238,9 @@ def test_the_card_is_composed(home: Path) -> None:
 
 def test_the_card_fits_itself_and_no_smaller_one(home: Path) -> None:
     hardware = config.compose(["hardware=t4"]).hardware
-    t4, old = plan.Card("Tesla T4", 14.6, 7.5), plan.Card("GTX 1080 Ti", 10.9, 6.1)
-    assert plan.obstacle(hardware, plan.Machine(4, 32, 100, True, (t4,))) == ""
-    assert "needed" in plan.obstacle(hardware, plan.Machine(4, 32, 100, True, (old,)))
+    t4, old = Card("Tesla T4", 14.6, 7.5), Card("GTX 1080 Ti", 10.9, 6.1)
+    assert obstacle(hardware, Machine(4, 32, 100, True, (t4,))) == ""
+    assert "needed" in obstacle(hardware, Machine(4, 32, 100, True, (old,)))
 
 
 def test_the_methods_preset_is_composed(home: Path, module: ModuleType) -> None:

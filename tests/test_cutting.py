@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import ROOT
+from commands import ROOT
 from test_vocabulary import mt5_like
 from torch import nn
 from transformers import MT5Config, MT5ForConditionalGeneration

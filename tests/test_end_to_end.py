@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import DENSE, ROOT, TINY, medrag
+from commands import DENSE, ROOT, TINY, medrag
 
 from medrag.__main__ import _cited, _streamed, main
 

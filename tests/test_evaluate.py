@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import DENSE, ROOT, TINY
 from conftest import Tiny
 from sacrebleu.metrics.bleu import BLEU
 from test_infer import Echo, Killed
-from test_train import DENSE, ROOT, TINY
 
 from medrag import assemble, evaluate, files, grounding, responses
 from medrag.__main__ import main

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import DENSE, ROOT, TINY
+from commands import DENSE, ROOT, TINY
 from torch import Tensor
 
 from medrag import assemble, files, infer, responses

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from medrag import encoder, files, generator, hardware, methods, prepare, schedule, train
+from medrag import encoder, files, generator, hardware, methods, prepare, schedule, train, weights
 from medrag.assemble import calibrating, trained
 from medrag.assemble.trained import Built
 from medrag.config import Run
@@ -27,6 +27,8 @@ from medrag.retriever import Retriever
 from medrag.text import Segmenter
 from medrag.vocabulary import Sentencepiece, Wordpiece
 
+UNLEARNED = ("save_every_minutes", "exploded_above", "most_skipped")
+"""keys of a task that change nothing about a run that goes well"""
 LOG = "log.jsonl"
 PICTURE = "training.png"
 RESHAPED = ("dropout", "pooling", "similarity", "temperature", "shared", "bag_dropout", "bag_share")
@@ -74,7 +76,7 @@ def fresh(run: Run, data: Corpus) -> Built:
 
 def key(run: Run, built: Built) -> str:
     """The fingerprint of everything that determines a trained artifact; hardware does not."""
-    task = {name: value for name, value in asdict(run.task).items() if name != "save_every_minutes"}
+    task = {name: value for name, value in asdict(run.task).items() if name not in UNLEARNED}
     return files.fingerprint([task, asdict(run.model), run.seed, {parent.kind: parent.hash for parent in built.parents}])
 
 
@@ -97,8 +99,6 @@ def train_method(run: Run) -> Artifact | None:
 
     Every rank calls this; all but the first return None.
     """
-    from medrag.reports import training as picture
-
     ready(run)
     store = Path(run.store)
     data = corpus(run)
@@ -117,25 +117,35 @@ def train_method(run: Run) -> Artifact | None:
         state = train.fit(built.method, lessons, tests, run.task, run.hardware, run.seed, folder)
         if first:
             print(f"best at step {state.best_step}: {state.best:.4f}; peak memory {state.peak_memory_gib:.2f} GiB a process", file=sys.stderr)
-            config = {
-                "task": asdict(run.task),
-                "model": asdict(run.model),
-                "hardware": asdict(run.hardware),
-                "seed": run.seed,
-                "state": asdict(state),
-            }
-            with files.publish(store, run.task.method, key=name, parents=built.parents, config=config) as staging:
-                trained.save(built, staging)
-                if calibrator := calibrating.calibrate(built.method.eval(), data.dev):
-                    files.write_json(staging / calibrating.FILE, calibrator.state())
-                shutil.copyfile(folder / LOG, staging / LOG)
-                picture.write(files.read_jsonl(folder / LOG), state.best_step, staging / PICTURE)
+            _publish(run, data, name, folder, state)
     elif first:
         print(f"already trained with these settings: {found.path}", file=sys.stderr)
         files.set_current(store, run.task.method, found.path)
     dist.barrier()
     dist.destroy_process_group()
     return files.current(store, run.task.method) if first else None
+
+
+def _publish(run: Run, data: Corpus, name: str, folder: Path, state: train.State) -> None:
+    """The method as it was at its best, in an artifact: made anew, since DeepSpeed may have taken the trained one to pieces."""
+    from medrag.reports import training as picture
+
+    best = fresh(run, data)
+    weights.load(best.method, folder / train.BEST)
+    best.method.to(trained.device(run))
+    config = {
+        "task": asdict(run.task),
+        "model": asdict(run.model),
+        "hardware": asdict(run.hardware),
+        "seed": run.seed,
+        "state": asdict(state),
+    }
+    with files.publish(Path(run.store), run.task.method, key=name, parents=best.parents, config=config) as staging:
+        trained.save(best, staging)
+        if calibrator := calibrating.calibrate(best.method.eval(), data.dev):
+            files.write_json(staging / calibrating.FILE, calibrator.state())
+        shutil.copyfile(folder / LOG, staging / LOG)
+        picture.write(files.read_jsonl(folder / LOG), state.best_step, staging / PICTURE)
 
 
 def _check_start(run: Run) -> None:

@@ -118,6 +118,7 @@ get_accelerator().is_fp16_supported = lambda: True
 import conftest
 from test_fp16 import FP16_RESCALE, batch, forced, largest_output
 from medrag import train
+from medrag.train import engines
 from medrag.hardware import Hardware
 from medrag.schedule import Shares, Task
 from medrag.generator import Generator
@@ -138,7 +139,7 @@ made.rescale(float(sys.argv[1]))
 train.connect(Hardware())
 settings = train.deepspeed_config(Task(global_batch=4, learning_rate=1e-3), Hardware(precision="fp16"), Shares(4, 1))
 learner = Learner(made)
-engine, *_ = train._deepspeed().initialize(model=learner, model_parameters=learner.parameters(), config=settings)
+engine, *_ = engines.deepspeed().initialize(model=learner, model_parameters=learner.parameters(), config=settings)
 losses = []
 for _ in range(8):
     loss = engine(*inputs)

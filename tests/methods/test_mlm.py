@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, TINY, medrag
 from conftest import Tiny
-from test_train import ROOT, TINY, medrag
 from torch.nn import functional as F
 
 from medrag import assemble, config, encoder, files

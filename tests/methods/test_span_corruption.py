@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, TINY
 from conftest import Tiny
 from hypothesis import given, settings
 from hypothesis.strategies import floats, integers
 from test_mlm import publish
-from test_train import ROOT, TINY
 from test_vocabulary import TEXTS, mt5_like
 
 from medrag import assemble, config, files, generator
