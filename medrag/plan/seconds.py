@@ -29,17 +29,17 @@ class Operation:
     bytes: int
 
 
-class Work(TorchDispatchMode):
+class Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every call that computes or moves something while this is entered, real or under FakeTensorMode (enter that first)."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and name not in NOTHING_DONE and (moved := _bytes(name, args, kwargs or {}, result)):
+        if func.namespace == "aten" and not func.is_view and name not in NOTHING_DONE and (moved := _bytes(name, args, kwargs or {}, result)):
             self.operations.append(Operation(name, _flops(name, args, result), moved))
         return result
 
@@ -55,7 +55,8 @@ class Work(TorchDispatchMode):
 def _flops(name: str, args: Any, result: Any) -> int:
     if name.startswith("_scaled_dot_product_flash_attention_for_cpu"):  # torch has formulas for the others only
         shapes = [value.shape for value in args if isinstance(value, Tensor)]
-        return int(sdpa_backward_flop_count(*shapes[:4]) if name.endswith("backward") else sdpa_flop_count(*shapes[:3]))
+        count = sdpa_backward_flop_count(*shapes[:4]) if name.endswith("backward") else sdpa_flop_count(*shapes[:3])  # type: ignore[no-untyped-call]
+        return int(count)
     formula = flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None))
     return 0 if formula is None else int(formula(*(value for value in args if not isinstance(value, torch.dtype)), out_val=result))
 
