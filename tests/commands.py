@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,3 +33,18 @@ def medrag(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[s
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     command = [sys.executable, "-m", "medrag", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def losses(store: Path, key: str = "loss") -> dict[int, float]:
+    """Logged values by step of the only dense run in a store."""
+    (log,) = store.glob("runs/dense-*/log.jsonl")
+    return {row["step"]: row[key] for row in map(json.loads, log.read_text("utf-8").splitlines()) if key in row}
+
+
+def copy_of(store: Path, target: Path) -> Path:
+    """A store with the corpus only."""
+    subprocess.run(["cp", "-r", str(store), str(target)], check=True)
+    for path in target.iterdir():
+        if path.name != "corpus":
+            subprocess.run(["rm", "-r", str(path)], check=True)
+    return target

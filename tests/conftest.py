@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, medrag
 from torch import nn
 
 from medrag import encoder, generator, search
@@ -141,6 +143,17 @@ def tiny() -> Tiny:
     ]
     texts = [text for pair in QUESTIONS_AND_ANSWERS for text in pair]
     return Tiny(passages, examples, Wordpiece.build(texts * 2, 400), Sentencepiece.build(texts, 640), Segmenter())
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds a prepared corpus of 96 records, which training runs start from: each from a ``commands.copy_of`` its own."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = (ROOT / "corpora" / "maternal.jsonl").read_text("utf-8").splitlines()[:96]
+    (folder / "some.jsonl").write_text("\n".join(lines), "utf-8")
+    done = medrag("prepare", str(folder / "some.jsonl"), f"store={folder / 'store'}", "prepare.dev_share=0.1", "prepare.test_share=0.05")
+    assert done.returncode == 0, done.stderr
+    return folder / "store"
 
 
 @pytest.fixture(autouse=True)

@@ -11,40 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from commands import DENSE, ROOT, TINY, medrag
+from commands import DENSE, ROOT, TINY, copy_of, losses, medrag
 
 from medrag import hardware as machine
 from medrag import train
 from medrag.hardware import Hardware
 from medrag.schedule import Room, Sampler, Shares, Task, rate, shares
 from medrag.train import checkpoints
-
-
-def losses(store: Path, key: str = "loss") -> dict[int, float]:
-    """Logged values by step of the only dense run in a store."""
-    (log,) = store.glob("runs/dense-*/log.jsonl")
-    return {row["step"]: row[key] for row in map(json.loads, log.read_text("utf-8").splitlines()) if key in row}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds a prepared corpus of 96 records."""
-    folder = tmp_path_factory.mktemp("train")
-    lines = (ROOT / "corpora" / "maternal.jsonl").read_text("utf-8").splitlines()[:96]
-    (folder / "some.jsonl").write_text("\n".join(lines), "utf-8")
-    done = medrag("prepare", str(folder / "some.jsonl"), f"store={folder / 'store'}", "prepare.dev_share=0.1", "prepare.test_share=0.05")
-    assert done.returncode == 0, done.stderr
-    return folder / "store"
-
-
-def copy_of(store: Path, target: Path) -> Path:
-    """A store with the corpus only."""
-    subprocess.run(["cp", "-r", str(store), str(target)], check=True)
-    for path in target.iterdir():
-        if path.name != "corpus":
-            subprocess.run(["rm", "-r", str(path)], check=True)
-    return target
-
 
 CHUNKS = {
     "whole": ["hardware.devices=1"],
