@@ -85,8 +85,9 @@ def compose(arguments: Sequence[str]) -> Run:
     method = next((layer.task.method for _, layer in reversed(layers) if OmegaConf.select(layer, "task.method") is not None), Task.method)
     base.task.options = OmegaConf.structured(methods.load(str(method)).Config)
     known = list(_keys(Run(), "")) + [f"task.options.{name}" for name in _keys(methods.load(str(method)).Config(), "")]
+    known += [f"hardware.micro_batch.{name}" for name in ("default", *methods.names())]
     for name, value in overrides:
-        if name not in known and not name.startswith("hardware.micro_batch."):
+        if name not in known:
             raise ValueError(f"{name}={value}: there is no key {name}{_nearest(name, known)}")
     merged: DictConfig = base
     for where, layer in layers:
@@ -136,7 +137,7 @@ def _keys(value: Any, prefix: str) -> Iterator[str]:
 
 def _explain(where: str, error: OmegaConfBaseException, known: Sequence[str]) -> str:
     key = str(getattr(error, "full_key", "") or "")
-    if key and key not in known and not key.startswith("hardware.micro_batch."):
+    if key and key not in known:
         return f"{where}: there is no key {key}{_nearest(key, known)}"
     return f"{where}: {_first_line(error)}"
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEVICES = ("cpu", "cuda")
 ZERO_STAGES = (0, 1, 2, 3)
+LEAST_CAPABILITY = {"fp32": 0.0, "fp16": 7.0, "bf16": 8.0}
+"""of a chip on which DeepSpeed takes the precision and arithmetic in it is fast"""
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Hardware:
     devices: int = 1
     """processes, one a card"""
     memory_gib: float = 0.0
-    """memory of one card; 0 where it does not matter"""
+    """memory of one card as torch sees it, a little less than its maker states; 0 where it does not matter"""
     compute_capability: float = 0.0
     """of the chip, e.g. 7.5; 0 for a CPU"""
     precision: str = "fp32"
@@ -54,14 +56,24 @@ def check(hardware: Hardware) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"hardware.{name}={value}; allowed: {', '.join(map(str, allowed))}")
-    if hardware.micro_tokens < 0:
-        raise ValueError(f"hardware.micro_tokens={hardware.micro_tokens}; it must be 0 or more")
-    if hardware.devices < 1:
-        raise ValueError(f"hardware.devices={hardware.devices}; it must be 1 or more")
-    least = {"fp32": 0.0, "fp16": 7.0, "bf16": 8.0}[hardware.precision]
+    for name, number, least in (
+        ("devices", hardware.devices, 1),
+        ("micro_tokens", hardware.micro_tokens, 0),
+        ("memory_gib", hardware.memory_gib, 0),
+        ("threads", hardware.threads, 0),
+        ("teraflops", hardware.teraflops, 0),
+        ("gigabytes_a_second", hardware.gigabytes_a_second, 0),
+        *((f"micro_batch.{method}", most, 1) for method, most in hardware.micro_batch.items()),
+    ):
+        if number < least:
+            raise ValueError(f"hardware.{name}={number}; it must be {least} or more")
+    if hardware.offload and not hardware.zero_stage:
+        raise ValueError("hardware.offload=true needs hardware.zero_stage of 1, 2 or 3; this is 0")
     if hardware.device == "cpu" and hardware.precision == "fp16":
         raise ValueError("hardware.precision=fp16 needs a GPU; on a CPU fp32 and bf16 are allowed")
-    if hardware.device == "cuda" and hardware.compute_capability < least:
+    able = [name for name, capability in LEAST_CAPABILITY.items() if hardware.compute_capability >= capability]
+    if hardware.device == "cuda" and hardware.precision not in able:
         raise ValueError(
-            f"hardware.precision={hardware.precision} needs compute capability {least}; this preset's chip has {hardware.compute_capability}"
+            f"hardware.precision={hardware.precision} needs compute capability {LEAST_CAPABILITY[hardware.precision]}; "
+            f"hardware.compute_capability={hardware.compute_capability} allows {', '.join(able)}"
         )
