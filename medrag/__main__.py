@@ -260,8 +260,9 @@ def _doctor(positional: list[str], overrides: list[str]) -> int:
     from medrag.plan import machine
 
     _nothing(positional, "doctor")
-    hardware = {name: config.compose([f"hardware={name}", *overrides]).hardware for name in config.presets("hardware")}
-    print(machine.doctor(hardware, files.versions()))
+    presets = {name: config.compose([*overrides, f"hardware={name}"]) for name in config.presets("hardware")}
+    found = machine.this_machine(Path(presets["cpu"].store))
+    print(machine.doctor(found, {name: run.hardware for name, run in presets.items()}, files.versions()))
     return 0
 
 
