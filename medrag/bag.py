@@ -50,9 +50,8 @@ class Bag(nn.Module):
     def read(self, tokens: Sequence[str]) -> None:
         """Fill the tables from the text of each token (empty for special ones)."""
         count = len(self.first_V)
-        code_VC = torch.zeros(count, CHARACTERS, dtype=torch.int64)
-        for number, token in enumerate(tokens[:count]):
-            code_VC[number, : len(token)] = torch.tensor([ord(character) for character in token[:CHARACTERS]])
+        codes = [[ord(character) for character in token[:CHARACTERS]] for token in tokens[:count]]
+        code_VC = torch.tensor([code + [0] * (CHARACTERS - len(code)) for code in codes])
         ends = [ord(token[-1]) if token else 0 for token in tokens[:count]]
         first_V, last_V = code_VC[:, 0], torch.tensor(ends)
         # a token of one character is that character, not a word as well

@@ -70,7 +70,7 @@ def fresh(run: Run, data: Corpus) -> Built:
             parts["generator"].rescale(FP16_RESCALE)
         description["generator"] = parts["generator"].describe()
     if run.hardware.checkpointing:
-        _checkpoint_activations(parts)
+        checkpoint_activations(parts)
     return Built(module.build(run.task.options, Parts(**parts)), parents, description)
 
 
@@ -84,10 +84,13 @@ def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
     hardware.check(run.hardware)
     schedule.shares(run.task, run.hardware, _class(run).whole_batch)
+    methods.check(methods.load(run.task.method), run.task.options)
     _check_start(run)
-    if run.hardware.device == "cuda" and torch.cuda.device_count() < run.hardware.devices:
+    cards, wanted = torch.cuda.device_count(), train.processes_here(run.hardware)
+    if run.hardware.device == "cuda" and cards < wanted:
         raise ValueError(
-            f"hardware.devices={run.hardware.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here; `medrag doctor` shows what fits"
+            f"hardware.devices={run.hardware.devices}, {wanted} of them on this machine, but torch sees {cards} CUDA devices here; "
+            "`medrag doctor` shows what fits"
         )
     from_index = "index" in _class(run).needs or bool(getattr(run.task.options, "teacher", ""))
     for kind in filter(None, ["corpus", "index" if from_index else "", run.task.start]):
@@ -99,6 +102,8 @@ def train_method(run: Run) -> Artifact | None:
 
     Every rank calls this; all but the first return None.
     """
+    if train.launched():
+        train.connect(run.hardware)  # first, so that what is amiss on one machine ends the others' processes too
     ready(run)
     store = Path(run.store)
     data = corpus(run)
@@ -115,15 +120,17 @@ def train_method(run: Run) -> Artifact | None:
         folder = store / "runs" / f"{run.task.method}-{name[:12]}"
         lessons, tests = built.method.learns_from(data.train, data.passages), built.method.learns_from(data.dev, ())
         state = train.fit(built.method, lessons, tests, run.task, run.hardware, run.seed, folder)
-        if first:
-            print(f"best at step {state.best_step}: {state.best:.4f}; peak memory {state.peak_memory_gib:.2f} GiB a process", file=sys.stderr)
-            _publish(run, data, name, folder, state)
-    elif first:
+    dist.barrier()
+    dist.destroy_process_group()  # what is left may take the first rank longer than the others could wait for it
+    if not first:
+        return None
+    if found is None:
+        print(f"best at step {state.best_step}: {state.best:.4f}; peak memory {state.peak_memory_gib:.2f} GiB a process", file=sys.stderr)
+        _publish(run, data, name, folder, state)
+    else:
         print(f"already trained with these settings: {found.path}", file=sys.stderr)
         files.set_current(store, run.task.method, found.path)
-    dist.barrier()
-    dist.destroy_process_group()
-    return files.current(store, run.task.method) if first else None
+    return files.current(store, run.task.method)
 
 
 def _publish(run: Run, data: Corpus, name: str, folder: Path, state: train.State) -> None:
@@ -245,7 +252,8 @@ def _vocabulary(run: Run, data: Corpus, kind: str, build: Callable[[], Wordpiece
     return files.current(Path(run.store), kind)
 
 
-def _checkpoint_activations(parts: dict[str, Any]) -> None:
+def checkpoint_activations(parts: dict[str, Any]) -> None:
+    """Have every network among the parts of a method recompute activations in the backward pass."""
     if "retriever" in parts:
         parts["retriever"].question_encoder.checkpoint_activations()
         if parts["retriever"].context_encoder not in (None, parts["retriever"].question_encoder):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medrag.generator.device import kind_of
+
 CHUNK_SCORES = {"cpu": 2**18, "cuda": 2**27}
 """scores held at once, by kind of device: 1 MiB and 512 MiB in fp32"""
 
@@ -41,7 +43,7 @@ def attend(q_NHTd: Tensor, k_NHLd: Tensor, v_NHLd: Tensor, bias_HTL: Tensor | No
     Scores exist for a few sequences at a time; for the backward pass q, k, v and the bias are kept, and scores and shares are made again (Chen et
     al. 2016), dropping the same. PyTorch's own fused attention does that where there is neither a bias to be learned nor, on a CPU, dropout.
     """
-    if bias_HTL is None and (dropout == 0 or q_NHTd.is_cuda):
+    if bias_HTL is None and (dropout == 0 or kind_of(q_NHTd) == "cuda"):
         mask = None if mask_NL is None else _barred(mask_NL).to(q_NHTd.dtype)[:, None, None]
         return F.scaled_dot_product_attention(q_NHTd, k_NHLd, v_NHLd, attn_mask=mask, dropout_p=dropout, scale=1.0)
     seed = int(torch.randint(2**62, ())) if dropout else 0
@@ -93,7 +95,7 @@ class _Attend(torch.autograd.Function):
 def _chunks(q_NHTd: Tensor, k_NHLd: Tensor) -> list[slice]:
     """Sequences whose scores stay in a CPU's cache, or keep a card busy."""
     sequences, heads, reads, _ = q_NHTd.shape
-    size = max(1, CHUNK_SCORES[q_NHTd.device.type] // (heads * reads * k_NHLd.shape[2]))
+    size = max(1, CHUNK_SCORES[kind_of(q_NHTd)] // (heads * reads * k_NHLd.shape[2]))
     return [slice(at, at + size) for at in range(0, sequences, size)]
 
 

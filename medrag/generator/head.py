@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medrag.generator.device import kind_of
+
 CHUNK_LOGITS = {"cpu": 128 * 35_072, "cuda": 2048 * 35_072}
 """logits held at once, by kind of device: the fewest that keep it busy (18 MB and 290 MB in fp32)"""
 
@@ -26,7 +28,7 @@ def target_logp(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, pad: int
         hidden_MD, weight_VD = hidden_MD.to(kind), weight_VD.to(kind)
     known_M = target_M != pad
     whole = bool(known_M.all())
-    chunk = max(1, CHUNK_LOGITS[hidden_MD.device.type] // len(weight_VD))
+    chunk = max(1, CHUNK_LOGITS[kind_of(hidden_MD)] // len(weight_VD))
     hidden, target = (hidden_MD, target_M) if whole else (hidden_MD[known_M], target_M[known_M])
     logp: Tensor = _TargetLogp.apply(hidden, weight_VD, target, chunk)  # type: ignore[no-untyped-call]
     return logp if whole else torch.zeros(target_M.shape, dtype=logp.dtype, device=logp.device).masked_scatter(known_M, logp)
@@ -68,7 +70,7 @@ class _TargetLogp(torch.autograd.Function):
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
     """In fp32 at least; a card's matrix product of halves gives them unrounded."""
-    if hidden_CD.is_cuda and hidden_CD.dtype in (torch.float16, torch.bfloat16):
+    if kind_of(hidden_CD) == "cuda" and hidden_CD.dtype in (torch.float16, torch.bfloat16):
         return torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
     logits_CV = hidden_CD @ weight_VD.T
     return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
