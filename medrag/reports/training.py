@@ -1,4 +1,4 @@
-"""A training run as a picture: what ``log.jsonl`` says, drawn over the steps, with the best step marked. Its type is Latin only, as its font is."""
+"""A training run as a picture: what ``log.jsonl`` says, drawn over the steps, with the best step marked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from medrag.reports.pictures import INK, drawing
 
 LOSS, NATS = "loss", "minus_nats"
 """the keys of the training loss, and of a validation measure that is minus a loss and is drawn beside it"""
@@ -22,28 +21,8 @@ PREFIX = "validation/"
 """what the names of measures begin with in the log"""
 WINDOWS = 50
 """the loss is also drawn as its mean over the last fiftieth of the run"""
-INK, GRID, FAINT = "#25292e", "#dfe2e6", "#a9c4e4"
+FAINT = "#a9c4e4"
 COLOURS = ("#1f5fa8", "#c4591c", "#2b8a4b", "#8a4a9e", "#b08a00", "#5b6b7a")
-_STYLE: dict[str, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": GRID,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 3.5,
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 Curve = tuple[list[float], list[float]]
 """steps, and values at them"""
@@ -55,9 +34,8 @@ def write(rows: Iterable[Mapping[str, Any]], best_step: int, path: Path) -> None
     loss, rate = curves.pop(LOSS, ([], [])), curves.pop(RATE, ([], []))
     shares = {name: curve for name, curve in curves.items() if name != NATS and all(0 <= value <= 1 for value in curve[1])}
     others = {name: curve for name, curve in curves.items() if name != NATS and name not in shares}
-    with style.context(["default", _STYLE]):
-        heights = [3.0, *(2.6 for measures in (shares, others) if measures), 1.3]
-        figure = Figure(figsize=(8.0, sum(heights)), dpi=130, layout="constrained")
+    heights = [3.0, *(2.6 for measures in (shares, others) if measures), 1.3]
+    with drawing(8.0, sum(heights), path) as figure:
         panels: list[Axes] = list(figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0])
         _loss(panels[0], loss, curves.get(NATS))
         for axes, measures in zip(panels[1:-1], (measures for measures in (shares, others) if measures), strict=True):
@@ -71,10 +49,6 @@ def write(rows: Iterable[Mapping[str, Any]], best_step: int, path: Path) -> None
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
         panels[0].set_title(f"dashed: the best step, {best_step}", fontsize=9.5, loc="left")
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as stream:
-            FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    partial.replace(path)
 
 
 def read(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
