@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,10 @@ class Task:
     save_every_minutes: float = 5.0
     """between checkpoints"""
     exploded_above: float = 5.0
-    """a loss above this multiple of what was usual of late counts as exploded: its step is skipped; 0: never"""
+    """a loss above this multiple of what was usual of late (the median of 50 steps, or 1 nat where that is less) counts as exploded, and its step
+    is skipped; above 1, or 0: no finite loss is skipped"""
     most_skipped: int = 10
-    """steps skipped in a row, for losses that exploded or are not finite, before training stops"""
+    """steps skipped in a row, for losses that exploded or are not finite, at which training stops"""
     start: str = ""
     """trained method whose encoder or generator this one starts from: dense from mlm or dense, what writes from span_corruption, closed_book or its
     like; empty: from model.*.pretrained, or random weights"""
@@ -83,6 +85,28 @@ def shares(task: Task, hardware: Hardware, whole_batch: bool) -> Shares:
         return Shares(per_device, 1, Room(most, hardware.micro_tokens))
     accumulation = next(pieces for pieces in range(1, per_device + 1) if per_device % pieces == 0 and per_device // pieces <= most)
     return Shares(per_device // accumulation, accumulation)
+
+
+def check(task: Task) -> None:
+    """Raise ValueError where a number is out of range."""
+    for name, value, least in (
+        ("weight_decay", task.weight_decay, 0),
+        ("clip", task.clip, 0),
+        ("validate_every_steps", task.validate_every_steps, 0),
+        ("validate_examples", task.validate_examples, 0),
+        ("patience", task.patience, 0),
+        ("save_every_minutes", task.save_every_minutes, 0),
+        ("most_skipped", task.most_skipped, 1),
+    ):
+        if not value >= least:
+            raise ValueError(f"task.{name}={value}; it must be {least} or more")
+    for name, value in (("epochs", task.epochs), ("learning_rate", task.learning_rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"task.{name}={value}; it must be above 0")
+    if not 0 <= task.warmup_share <= 1:
+        raise ValueError(f"task.warmup_share={task.warmup_share}; it must be 0 to 1")
+    if task.exploded_above and not task.exploded_above > 1:
+        raise ValueError(f"task.exploded_above={task.exploded_above}; allowed: a multiple above 1, or 0 for no finite loss")
 
 
 class Sampler:

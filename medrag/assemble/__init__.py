@@ -83,6 +83,7 @@ def key(run: Run, built: Built) -> str:
 def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
     hardware.check(run.hardware)
+    schedule.check(run.task)
     schedule.shares(run.task, run.hardware, _class(run).whole_batch)
     methods.check(methods.load(run.task.method), run.task.options)
     _check_start(run)

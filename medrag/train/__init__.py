@@ -7,29 +7,29 @@ function of its number, so that a resumed run goes on as if it had not been inte
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from medrag import hardware as machine
-from medrag import weights
+from medrag import schedule
 from medrag.hardware import Hardware
 from medrag.methods import Method
 from medrag.schedule import Sampler, Shares, Task, rate, shares
 from medrag.train import checkpoints, guard, stopping
-from medrag.train.checkpoints import State
+from medrag.train.checkpoints import BEST, State
 from medrag.train.engines import Engine, deepspeed_config
-from medrag.train.launching import connect, launched, relaunch
-from medrag.train.progress import Progress, peak_memory_gib
+from medrag.train.launching import connect, first_to_say, launched, parted, processes_here, relaunch
+from medrag.train.progress import Progress, count_tokens, peak_memory_gib
 from medrag.types import Example
 
-__all__ = ["BEST", "State", "connect", "deepspeed_config", "fit", "launched", "relaunch"]
-BEST = "best.safetensors"
+__all__ = ["BEST", "State", "connect", "deepspeed_config", "first_to_say", "fit", "launched", "parted", "processes_here", "relaunch"]
 
 
 def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: Task, hardware: Hardware, seed: int, folder: Path) -> State:
@@ -40,6 +40,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
     Raises KeyboardInterrupt where it was asked to stop, after saving, and ValueError where the loss stays bad.
     """
     machine.check(hardware)
+    schedule.check(task)
     cut = shares(task, hardware, method.whole_batch)
     world, rank = dist.get_world_size(), dist.get_rank()
     sampler = Sampler([len(example.question) + len(example.answers[0]) for example in train], task.global_batch, seed)
@@ -51,16 +52,16 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
     engine = Engine(method, task, hardware, cut)
     method.room = cut.room
     state = _resume(engine, folder)
-    progress = Progress(folder, task, state, steps, device, shown=rank == 0)
+    progress = Progress(folder, task, state, steps, every, device, shown=rank == 0)
     saved = time.monotonic()
-    with stopping.Watch() as watch:
+    with stopping.Watch() as watch, progress:
         while not _over(state, steps):
             method.renew(train, folder, state.step / sampler.steps_per_epoch, checkpoints.oldest_step(folder) / sampler.steps_per_epoch)
             method.train()
             _seed(seed, state.step, rank)
             mine = sampler.batch(state.step)[rank * task.global_batch // world : (rank + 1) * task.global_batch // world]
             batches = [method.collate([train[number] for number in mine[at : at + cut.micro]]) for at in range(0, len(mine), cut.micro)]
-            (units,) = _sums(device, sum(batch.weight for batch in batches))
+            units, tokens = _sums(device, sum(batch.weight for batch in batches), sum(map(count_tokens, batches)))
             learning_rate = rate(task, state.step, steps)
             engine.set_rate(learning_rate)
             nats = 0.0
@@ -71,27 +72,29 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
                 nats += float(loss.detach()) * batch.weight
                 engine.backward(loss * (batch.weight * world * cut.accumulation / units))
             mean = _sums(device, nats)[0] / units
-            if reason := guard.bad(mean, state, task):
+            taken = False
+            if reason := guard.bad_loss(mean, state, task):
                 engine.discard()
-                guard.write(folder, state.step, rank, mean, [train[number] for number in mine])
-                progress.note(reason)
-                guard.stop_if_hopeless(reason, state, task)
-            else:
-                engine.step()
+            elif not (taken := engine.step()):
+                reason = guard.bad_gradient(state, hardware)
+            guard.learn(mean, reason, state)
             state.step += 1
-            progress.step(mean, learning_rate, units)
+            progress.step(mean, learning_rate, units, tokens, taken)
+            if reason:
+                progress.note(guard.write(folder, state.step, rank, mean, reason, [train[number] for number in mine]))
+                guard.stop_if_hopeless(reason, state, task, hardware, folder)
             if state.step % every == 0 or state.step == steps:
                 _validate(engine, dev, task, cut, state, folder, progress)
             elapsed, asked = _sums(device, time.monotonic() - saved, watch.asked)
-            if elapsed / world > 60 * task.save_every_minutes or asked or _over(state, steps):
+            due = elapsed / world > 60 * task.save_every_minutes and not state.skipped_in_a_row  # the weights may be what is bad
+            if due or asked or _over(state, steps):
                 _save(engine, folder, state)
                 saved = time.monotonic()
-            if asked and not _over(state, steps):
-                progress.close()
+            if asked:
                 raise KeyboardInterrupt(f"stopped at step {state.step} of {steps}, which is saved; run the same command again to go on")
     state.peak_memory_gib = round(max(state.peak_memory_gib, peak_memory_gib(device)), 2)
-    progress.close()
     engine.close()
+    guard.check_result(state, folder)
     return state
 
 
@@ -100,10 +103,17 @@ def _over(state: State, steps: int) -> bool:
 
 
 def _resume(engine: Engine, folder: Path) -> State:
-    found = checkpoints.newest(folder)
+    found = checkpoints.newest(folder, shown=dist.get_rank() == 0)
+    step = found[1].step if found else 0
+    seen = torch.tensor([step, -step], device=next(engine.method.parameters()).device)
+    dist.all_reduce(seen, dist.ReduceOp.MAX)
+    latest, earliest = int(seen[0]), -int(seen[1])
+    if latest != earliest:
+        raise ValueError(f"the processes find checkpoints of steps {earliest} to {latest} in {folder}; it must be one folder that all machines share")
     if found is None:
         return State()
     path, state, tensors = found
+    checkpoints.check(path, tensors, (name for name, _ in engine.method.named_parameters()))
     engine.restore(tensors)
     if dist.get_rank() == 0:
         print(f"going on from {path}", file=sys.stderr)
@@ -112,9 +122,7 @@ def _resume(engine: Engine, folder: Path) -> State:
 
 def _save(engine: Engine, folder: Path, state: State) -> None:
     tensors = engine.state()
-    if dist.get_rank() == 0:
-        checkpoints.save(folder, state, tensors)
-    dist.barrier()
+    _first_writes(engine, lambda: checkpoints.save(folder, state, tensors))
 
 
 def _validate(engine: Engine, dev: Sequence[Example], task: Task, cut: Shares, state: State, folder: Path, progress: Progress) -> None:
@@ -124,25 +132,34 @@ def _validate(engine: Engine, dev: Sequence[Example], task: Task, cut: Shares, s
     method.eval()
     answerable = [example for example in dev if example.answers][: task.validate_examples]
     measured = method.validate(answerable, max(min(cut.micro, cut.room.examples or cut.micro), 8)) if answerable else {"steps": state.step}
-    found = torch.tensor([next(iter(measured.values()))], dtype=torch.float64, device=next(method.parameters()).device)
+    sound = all(bool(parameter.isfinite().all()) for parameter in method.parameters())  # a ranking has a score whatever the weights
+    score = next(iter(measured.values())) if sound else -math.inf
+    found = torch.tensor([score], dtype=torch.float64, device=next(method.parameters()).device)
     dist.broadcast(found, 0)
     score = float(found)
     if score > state.best:
         state.best, state.best_step, state.bad_validations = score, state.step, 0
-        _write_weights(engine, folder / BEST)
+        best = engine.weights()
+        _first_writes(engine, lambda: checkpoints.save_best(folder, best))
     else:
         state.bad_validations += 1
         state.stopped = 0 < task.patience <= state.bad_validations
-    curves = {f"validation/{name}": value for name, value in measured.items()}
-    progress.write(validation=score, validation_seconds=round(time.monotonic() - started, 2), **curves)
+    progress.validated(score, measured, time.monotonic() - started)
 
 
-def _write_weights(engine: Engine, path: Path) -> None:
-    tensors = engine.weights()
+def _first_writes(engine: Engine, write: Callable[[], object]) -> None:
+    """Have the first rank write while the others wait. Where it cannot, it raises its OSError; the others only end, since that says it all."""
+    failure = None
     if dist.get_rank() == 0:
-        partial = path.with_suffix(".partial")
-        weights.write(tensors, partial)
-        os.replace(partial, path)
+        try:
+            write()
+        except OSError as error:
+            failure = error
+    (failed,) = _sums(next(engine.method.parameters()).device, failure is not None)
+    if failure:
+        raise failure
+    if failed:
+        raise SystemExit(2)
 
 
 def _seed(seed: int, step: int, rank: int) -> None:
