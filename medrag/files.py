@@ -52,10 +52,21 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` atomically: a reader sees the old text or the new, never a part."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what stands there replaces ``path`` atomically when the block ends without an error, and goes where it does not."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    os.replace(partial, path)
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -113,7 +124,7 @@ def open_artifact(path: Path) -> Artifact:
         stated = (manifest["kind"], manifest["hash"], manifest["parents"])
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no {MANIFEST} there, so it is not an artifact of medrag") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path / MANIFEST}: damaged ({error!r})") from error
     if stated[1] != _identity(manifest):
         raise ValueError(f"{path / MANIFEST}: altered after it was published (its hash does not match its contents)")
@@ -172,12 +183,10 @@ def publish(store: Path, kind: str, *, key: str, parents: Iterable[Artifact] = (
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
     try:
         yield staging
-        manifest = _manifest(staging, kind, key, parents, config)
-        write_json(staging / MANIFEST, manifest)
-        sync_tree(staging)
+        digest = seal(staging, kind, key=key, parents=parents, config=config)
         staging.chmod(0o755)
         number = 1 + max((int(path.name[1:7]) for path in home.glob("v[0-9]*-*")), default=0)
-        final = home / f"v{number:06d}-{manifest['hash'][:8]}"
+        final = home / f"v{number:06d}-{digest[:8]}"
         os.rename(staging, final)
         sync(home)
     except BaseException:
@@ -193,7 +202,8 @@ def set_current(store: Path, kind: str, path: Path) -> None:
         write_text(pointer, path.name + "\n")
 
 
-def _manifest(folder: Path, kind: str, key: str, parents: Iterable[Artifact], config: Any) -> dict[str, Any]:
+def seal(folder: Path, kind: str, *, key: str, parents: Iterable[Artifact] = (), config: Any = None) -> str:
+    """Write the manifest of all that a folder holds, synchronise it to disk, and return its hash; ``open_artifact`` checks it."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     manifest: dict[str, Any] = {
         "kind": kind,
@@ -203,7 +213,10 @@ def _manifest(folder: Path, kind: str, key: str, parents: Iterable[Artifact], co
         "config": config,
         "versions": versions(),
     }
-    return manifest | {"hash": _identity(manifest)}
+    manifest["hash"] = _identity(manifest)
+    write_json(folder / MANIFEST, manifest)
+    sync_tree(folder)
+    return str(manifest["hash"])
 
 
 def _identity(manifest: Mapping[str, Any]) -> str:

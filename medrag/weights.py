@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """Write every tensor of the module under the first of its names."""
-    save_file(named(module), path)
+    """Write every tensor of the module under the first of its names. Raises OSError where the file cannot be written."""
+    _write(named(module), path, None)
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:
@@ -30,8 +32,8 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors under their names, marked as PyTorch's, which other programs ask for."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    """Write tensors under their names, marked as PyTorch's, which other programs ask for. Raises OSError where the file cannot be written."""
+    _write({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
 
 
 def load(module: nn.Module, path: Path) -> None:
@@ -47,6 +49,16 @@ def load(module: nn.Module, path: Path) -> None:
         module.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path}: of another shape ({error})") from error
+
+
+def _write(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None) -> None:
+    try:
+        save_file(tensors, path, metadata=about)
+        path.chmod(0o644)  # safetensors leaves it to its owner alone
+    except SafetensorError as error:
+        # safetensors tells the reason in its message alone
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else OSError(f"{path}: {error}") from error
 
 
 def _first_names(module: nn.Module) -> set[str]:
