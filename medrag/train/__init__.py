@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from medrag import files, schedule
 from medrag import hardware as machine
-from medrag import schedule
 from medrag.hardware import Hardware
 from medrag.methods import Method
 from medrag.schedule import Sampler, Shares, Task, rate, shares
@@ -26,7 +26,7 @@ from medrag.train import checkpoints, guard, stopping
 from medrag.train.checkpoints import BEST, State
 from medrag.train.engines import Engine, deepspeed_config
 from medrag.train.launching import connect, first_to_say, launched, parted, processes_here, relaunch
-from medrag.train.progress import Progress, count_tokens, peak_memory_gib
+from medrag.train.progress import LOG, Progress, count_tokens, peak_memory_gib
 from medrag.types import Example
 
 __all__ = ["BEST", "State", "connect", "deepspeed_config", "first_to_say", "fit", "launched", "parted", "processes_here", "relaunch"]
@@ -122,7 +122,12 @@ def _resume(engine: Engine, folder: Path) -> State:
 
 def _save(engine: Engine, folder: Path, state: State) -> None:
     tensors = engine.state()
-    _first_writes(engine, lambda: checkpoints.save(folder, state, tensors))
+
+    def write() -> None:
+        files.sync(folder / LOG)  # a power cut must not take rows of steps that the checkpoint is past
+        checkpoints.save(folder, state, tensors)
+
+    _first_writes(engine, write)
 
 
 def _validate(engine: Engine, dev: Sequence[Example], task: Task, cut: Shares, state: State, folder: Path, progress: Progress) -> None:

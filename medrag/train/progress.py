@@ -19,10 +19,13 @@ import torch
 from medrag import files
 from medrag.methods import Batch
 from medrag.schedule import Task
+from medrag.train import checkpoints
 from medrag.train.checkpoints import State
 
 LOG = "log.jsonl"
 BOARD = "tensorboard"
+ROOM_BYTES = 2**20
+"""of disk that is asked for before each row: TensorBoard writes later, and says so in a traceback where it cannot"""
 REDRAWN_SECONDS = 0.5
 """between two looks of the line on a terminal"""
 TOLD_SECONDS = 30.0
@@ -116,7 +119,7 @@ class Progress:
     """
 
     def __init__(self, folder: Path, task: Task, state: State, steps: int, every: int, device: torch.device, shown: bool) -> None:
-        self.state, self.task, self.steps, self.every, self.device, self.shown = state, task, steps, every, device, shown
+        self.folder, self.state, self.task, self.steps, self.every, self.device, self.shown = folder, state, task, steps, every, device, shown
         self.started = time.monotonic()
         if not shown:
             return
@@ -183,10 +186,11 @@ class Progress:
         if not self.shown:
             return
         row = {"step": self.state.step, "seconds": round(self._seconds(), 2), **values}
-        self.stream.write(json.dumps(row) + "\n")
-        self.stream.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, self.state.step)
+        with checkpoints.writing(LOG, self.folder, self.folder, ROOM_BYTES):
+            self.stream.write(json.dumps(row) + "\n")
+            self.stream.flush()
+            for name, value in values.items():
+                self.board.add_scalar(name, value, self.state.step)
 
     def note(self, words: str) -> None:
         """Say something above the line."""
