@@ -40,6 +40,18 @@ def test_a_log_without_named_measures_and_values_that_are_no_numbers() -> None:
     assert training.read(rows) == {"learning_rate": ([1], [0.1]), "loss": ([1], [2.0]), "validation": ([1], [-2.5])}
 
 
+def test_steps_that_were_skipped_are_marked(tmp_path: Path) -> None:
+    """Whatever their loss was; their marks leave the scale of the others as it is."""
+    rows = _rows(120)
+    training.write(rows, 40, tmp_path / "healthy.png")
+    for number, step in enumerate((50, 90), 1):
+        rows[next(place for place, row in enumerate(rows) if row["step"] == step and "loss" in row)] = {"step": step, "skipped": number}
+    curves = training.read(rows)
+    assert curves["skipped"] == ([50, 90], [1, 2]) and not {50, 90} & set(curves["loss"][0])
+    training.write(rows, 40, tmp_path / "skipped.png")
+    assert (tmp_path / "skipped.png").read_bytes() != (tmp_path / "healthy.png").read_bytes()
+
+
 def test_the_mean_looks_back_only() -> None:
     assert training._smoothed([4.0, 2.0, 0.0, 6.0], 2).tolist() == [4.0, 3.0, 1.0, 3.0]
     assert training._smoothed([4.0, 2.0, 3.0], 9).tolist() == [4.0, 3.0, 3.0]
