@@ -1,6 +1,7 @@
 """The contract: remember, see, learn, answer. One file a method; ``load`` finds it by its name, so there is no list to edit.
 
-A method's module holds a ``Config`` dataclass, one final subclass of ``Method``, and ``build(config, parts)``.
+A method's module holds a ``Config`` dataclass, one final subclass of ``Method``, and ``build(config, parts)``; where a value can be wrong
+whatever the parts are, ``check(config)`` as well, which ``build`` calls: so it is found before anything is read or launched.
 """
 
 from __future__ import annotations
@@ -159,6 +160,12 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"task.method={name!r}; allowed: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def check(module: ModuleType, options: object) -> None:
+    """Raise ValueError where a method's module finds a value of its ``Config`` out of range."""
+    if found := getattr(module, "check", None):
+        found(options)
 
 
 def the_class(module: ModuleType) -> type[Method]:

@@ -222,8 +222,8 @@ class Dense(Method):
         return self.retriever.searched(passage) if float(torch.rand(())) < self.config.title_share else passage.text
 
 
-def build(config: Config, parts: Parts) -> Dense:
-    """Raises ValueError where the options are out of range."""
+def check(config: Config) -> None:
+    """Raise ValueError where a value is out of range."""
     if config.teacher not in TEACHERS:
         raise ValueError(f"task.options.teacher={config.teacher!r}; allowed: {', '.join(word or 'nothing' for word in TEACHERS)}")
     for name, number, least in (
@@ -242,6 +242,11 @@ def build(config: Config, parts: Parts) -> Dense:
         raise ValueError(f"task.options.teacher_temperature={config.teacher_temperature}; it must be above 0")
     if config.distillation and not (config.teacher and config.negatives):
         raise ValueError(f"task.options.distillation={config.distillation} needs task.options.teacher=index and task.options.negatives of 1 or more")
+
+
+def build(config: Config, parts: Parts) -> Dense:
+    """Raises ValueError where an option is out of range."""
+    check(config)
     return Dense(config, parts.need_retriever(), parts.library, parts.teacher)
 
 

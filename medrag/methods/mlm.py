@@ -146,15 +146,20 @@ class MaskedLanguageModel(Method):
         return answers
 
 
-def build(config: Config, parts: Parts) -> MaskedLanguageModel:
-    """Raises ValueError where the options are out of range, or the vocabulary has no [MASK]."""
-    encoder, wordpiece = parts.need_encoder()
-    if not 3 <= config.tokens <= encoder.positions_tokens:
-        raise ValueError(f"task.options.tokens={config.tokens}; allowed: 3 to model.encoder.positions_tokens={encoder.positions_tokens}")
+def check(config: Config) -> None:
+    """Raise ValueError where a value is out of range."""
     if not 0 < config.masked_share < 1:
         raise ValueError(f"task.options.masked_share={config.masked_share}; it must lie between 0 and 1")
     if config.span < 1:
         raise ValueError(f"task.options.span={config.span}; it must be 1 or more")
+
+
+def build(config: Config, parts: Parts) -> MaskedLanguageModel:
+    """Raises ValueError where an option is out of range or does not fit the encoder, or the vocabulary has no [MASK]."""
+    check(config)
+    encoder, wordpiece = parts.need_encoder()
+    if not 3 <= config.tokens <= encoder.positions_tokens:
+        raise ValueError(f"task.options.tokens={config.tokens}; allowed: 3 to model.encoder.positions_tokens={encoder.positions_tokens}")
     if wordpiece.mask is None:
         raise ValueError("model.encoder.pretrained brings a vocabulary without [MASK], which task.method=mlm needs")
     return MaskedLanguageModel(config, encoder, wordpiece, wordpiece.mask)

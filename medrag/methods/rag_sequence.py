@@ -122,7 +122,10 @@ class RagSequence(Method):
         return {**super().validate(examples, batch_examples), **varied}
 
 
+check = reader.check
+
+
 def build(config: Config, parts: Parts) -> RagSequence:
     """Raises ValueError where no passage would be read."""
-    reader.check(config)
+    check(config)
     return RagSequence(config, parts.need_retriever(), parts.need_generator())

@@ -71,7 +71,10 @@ class RagToken(Method):
         return {**super().validate(examples, batch_examples), **varied}
 
 
+check = reader.check
+
+
 def build(config: Config, parts: Parts) -> RagToken:
     """Raises ValueError where no passage would be read."""
-    reader.check(config)
+    check(config)
     return RagToken(config, parts.need_retriever(), parts.need_generator())

@@ -148,15 +148,20 @@ class SpanCorruption(Method):
         return Answer(text, (), best.logprob, math.exp(best.logprob / best.written) if any(words) else 0.0, best.written)
 
 
-def build(config: Config, parts: Parts) -> SpanCorruption:
-    """Raises ValueError where the options are out of range, or the vocabulary has too few sentinels."""
-    generator = parts.need_generator()
+def check(config: Config) -> None:
+    """Raise ValueError where a value is out of range."""
     if config.tokens < 8:
         raise ValueError(f"task.options.tokens={config.tokens}; it must be 8 or more")
     if not 0 < config.noise_share < 1:
         raise ValueError(f"task.options.noise_share={config.noise_share}; it must lie between 0 and 1")
     if not config.span_tokens >= 1:
         raise ValueError(f"task.options.span_tokens={config.span_tokens}; it must be 1 or more")
+
+
+def build(config: Config, parts: Parts) -> SpanCorruption:
+    """Raises ValueError where an option is out of range, or the vocabulary has too few sentinels."""
+    check(config)
+    generator = parts.need_generator()
     sentinels, needed = len(generator.sentencepiece.sentinels), _amounts(config.tokens - 3, config)[1] + 2
     if needed > sentinels:
         raise ValueError(
