@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(f"there is no command {verb!r}; allowed: {', '.join(VERBS)}")
     overrides = [word for word in rest if _OVERRIDE.fullmatch(word)]
     positional = [word for word in rest if word not in overrides]
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return VERBS[verb](positional, overrides)
     except (ValueError, OSError) as error:
@@ -53,11 +55,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(message: str, status: int = 2) -> int:
-    print(f"medrag: {message}", file=sys.stderr)
+    """One line on stderr, from one of the processes that a launcher started."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    launching = sys.modules.get("medrag.train.launching")
+    if launching.first_to_say() if launching else os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"medrag: {message}", file=sys.stderr)
     return status
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends one after Ctrl-C, which must not break into the way out
     raise KeyboardInterrupt
 
 
@@ -101,13 +108,11 @@ def _train(positional: list[str], overrides: list[str]) -> int:
     run = config.compose(overrides)
     if run.hardware.devices > 1 and not train.launched():
         assemble.ready(run)
-        return 2 if train.relaunch(overrides, run.hardware) else 0
+        return train.relaunch(overrides, run.hardware)
     try:
         artifact = assemble.train_method(run)
     except RuntimeError as error:
-        if train.launched() and "Connection closed by peer" in str(error):
-            raise ValueError("another process of this run stopped; its own message says why") from error
-        raise
+        raise train.parted(error) from error
     if artifact is None:
         return 0
     if (artifact.path / assemble.PICTURE).is_file():
