@@ -66,9 +66,9 @@ def save(folder: Path, state: State, tensors: Mapping[str, Tensor]) -> Path:
     before = [path for step, _, path in reversed(_found(folder)) if step < state.step]
     earlier = next((path for path in before if _is_whole(path)), None)
     for _, _, path in _found(folder):
-        # what comes after this step was damaged, or the run would have gone on from there
+        # what comes after this step was damaged, or the run would have gone on from there; what cannot go yet (open files on NFS) goes next time
         if path not in (final, earlier):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     return final
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -126,10 +128,11 @@ class Progress:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = _kept(folder / LOG, state.step)
-        with files.replacing(folder / LOG) as partial:
-            files.write_jsonl(partial, kept)
-        self.stream = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
-        self.board = SummaryWriter(str(folder / BOARD), purge_step=state.step)
+        with checkpoints.writing(LOG, folder, folder, ROOM_BYTES):
+            with files.replacing(folder / LOG) as partial:
+                files.write_jsonl(partial, kept)
+            self.stream = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
+            self.board = SummaryWriter(str(folder / BOARD), purge_step=state.step)
         self.started -= max((row["seconds"] for row in kept), default=0.0)
         self.measure = next((name for row in kept for name in row if name.startswith(PREFIX)), "").removeprefix(PREFIX)
         validations = [row["validation_seconds"] for row in kept if "validation_seconds" in row]
@@ -137,7 +140,8 @@ class Progress:
         self.paced_seconds = time.monotonic()
         self.line = Line(sys.stderr)
         done = f", {state.step} of them done" if state.step else ""
-        self.line.say(f"training {task.method}: {steps} steps of {task.global_batch} examples{done}; a validation every {every}; {folder / LOG}")
+        curves = shlex.join(["tensorboard", "--logdir", str(folder / BOARD)])
+        self.line.say(f"training {task.method}: {steps} steps of {task.global_batch} examples{done}, a validation every {every}; curves: {curves}")
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +150,9 @@ class Progress:
         if self.shown:
             self.line.draw(self._words(f"{clock(self._seconds())} in all"), time.monotonic())
             self.line.end()
-            self.stream.close()
-            self.board.close()
+            with contextlib.suppress(OSError):  # a full disk has been told of, and a row was written when it was logged
+                self.stream.close()
+                self.board.close()
 
     def step(self, loss: float, learning_rate: float, units: float, tokens: float, taken: bool) -> None:
         """A step has ended; ``units`` are what its mean loss (nats) was over, ``tokens`` what it read and wrote, all ranks together.
@@ -220,7 +225,7 @@ def words(state: State, steps: int, measure: str, per_second: tuple[float, float
     parts = [f"step {state.step}/{steps}", f"loss {sum(recent) / len(recent):.3f}" if recent else "loss -"]
     if state.best > -math.inf:
         minus = measure == "minus_nats"
-        best = f"dev loss {-state.best:.3f} nats" if minus else f"{measure or 'score'} {state.best:.3f}"
+        best = f"dev {-state.best:.3f} nats" if minus else f"{measure or 'score'} {state.best:.3f}"
         parts.append(f"best {best} at {state.best_step}")
     examples, tokens = per_second
     parts.append(f"{_rounded(tokens)} tokens/s" if tokens else f"{_rounded(examples)} examples/s")
@@ -254,7 +259,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _rounded(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{rate / 1000:.0f}k" if rate >= 100_000 else f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _kept(path: Path, step: int) -> list[dict[str, Any]]:

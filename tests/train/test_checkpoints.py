@@ -20,11 +20,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import DENSE, TINY, copy_of, losses, medrag
 from conftest import Tiny
 from torch import Tensor
 
 from medrag import files, weights
-from medrag.train import checkpoints
+from medrag.schedule import Task
+from medrag.train import checkpoints, progress
 from medrag.train.checkpoints import State
 
 HOME = "checkpoints"
@@ -423,6 +425,30 @@ def test_the_best_weights_are_replaced_or_stay(small_disk: Callable[[int], Path]
     assert (disk / checkpoints.BEST).stat().st_mode & 0o777 == 0o644
 
 
+def test_a_full_disk_cuts_no_row_of_the_log(small_disk: Callable[[int], Path]) -> None:
+    """The row that there is no room for is told of; with room, a run goes on behind the rows before it."""
+    run = small_disk(4096) / "run"
+    checkpoints.save(run, State(step=2), {})
+    state = State(step=3)
+    with progress.Progress(run, Task(), state, 9, 9, torch.device("cpu"), shown=True) as log:
+        log.write(loss=3.0)
+        before = (run / progress.LOG).read_bytes()
+        fill(run.parent, progress.ROOM_BYTES // 2)
+        state.step = 4
+        with pytest.raises(OSError, match=r"^log.jsonl could not be written .*No space left .* 1.0 MiB, and 0.5 MiB .* step 2 is intact; free disk"):
+            log.write(loss=4.0)
+    assert (run / progress.LOG).read_bytes() == before
+    with pytest.raises(OSError, match=r"^log.jsonl could not be written .*No space left on device"):
+        progress.Progress(run, Task(), state, 9, 9, torch.device("cpu"), shown=True)
+    assert (run / progress.LOG).read_bytes() == before
+    fill(run.parent, 2 * progress.ROOM_BYTES)
+    with open(run / progress.LOG, "ab") as stream:
+        stream.write(b'{"step": 4, "lo')
+    with progress.Progress(run, Task(), state, 9, 9, torch.device("cpu"), shown=True) as log:
+        log.write(loss=4.5)
+    assert [(row["step"], row["loss"]) for row in files.read_jsonl(run / progress.LOG)] == [(3, 3.0), (4, 4.5)]
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_write_that_fails_midway_is_told_in_one_line(tmp_path: Path, shapes: dict[str, torch.Size]) -> None:
     """A limit on the size of files in place of a full disk, so that this runs without mounting one."""
@@ -453,3 +479,51 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(OSError, match=r"step 1 could not be written .*; there is no checkpoint yet; mend that") as raised:
         checkpoints.save(tmp_path, State(step=1), {"a": torch.zeros(1)})
     assert isinstance(raised.value.__cause__, OSError) and raised.value.__cause__.errno in (errno.ENOTDIR, errno.EEXIST)
+
+
+LARGER = [f"model.encoder.{name}=256" for name in ("width", "embedding", "feed_forward")]
+RUN = ["task.global_batch=16", "task.epochs=1.5", "task.save_every_minutes=0", "task.options.negatives=0", *DENSE, *TINY, *LARGER]
+TWO = ["hardware.devices=2", "hardware.zero_stage=2"]
+ONE = ["hardware.devices=1", "hardware.zero_stage=0"]
+
+
+def used_bytes(*paths: Path) -> int:
+    """In whole pages, as on a disk."""
+    sizes = [file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file()]
+    return sum(-(-size // 4096) * 4096 for size in sizes)
+
+
+def test_a_run_that_filled_the_disk_goes_on_with_more_room_or_on_another_machine(
+    corpus: Path, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    """Two processes under ZeRO 2 end together with one line and the last checkpoint whole. With room the same command finishes with the same log,
+    and one process without ZeRO takes the run over with the same losses."""
+    whole = copy_of(corpus, tmp_path / "whole")
+    done = medrag("train", f"store={whole}", *RUN, *TWO)
+    assert done.returncode == 0, done.stderr
+    last = max(whole.glob("runs/*/checkpoints/step-*"))
+    one = used_bytes(last)
+    others = used_bytes(whole) - used_bytes(whole / "dense", last.parent)
+    room_kib = (others + one * 5 // 2) // 1024 + 1024
+
+    disk = small_disk(room_kib)
+    store = copy_of(corpus, disk / "store")
+    full = medrag("train", f"store={store}", *RUN, *TWO)
+    print(full.stderr, file=sys.__stderr__)
+    assert full.returncode == 2
+    told = [line for line in full.stderr.splitlines() if line.startswith("medrag:")]
+    assert len(told) == 1 and "the checkpoint of step 3 could not be written" in told[0] and "the checkpoint of step 2 is intact" in told[0]
+    assert "No space left on device" in told[0] and "Traceback" not in full.stderr
+    (run,) = store.glob("runs/*")
+    assert kept(run) == ["step-00000001", "step-00000002"]
+    elsewhere = copy_of(corpus, tmp_path / "elsewhere")
+    shutil.copytree(store, elsewhere, dirs_exist_ok=True)
+
+    small_disk(3 * room_kib)
+    for place, cut in ((store, TWO), (elsewhere, ONE)):
+        again = medrag("train", f"store={place}", *RUN, *cut)
+        assert again.returncode == 0, again.stderr
+        assert again.stderr.count("going on from") == 1 and "step-00000002" in again.stderr
+    assert losses(store) == losses(whole) and losses(store, "validation") == losses(whole, "validation")
+    assert losses(elsewhere) == pytest.approx(losses(whole), abs=2e-4)
+    assert len(losses(whole)) >= 6
