@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,29 @@ def _train(positional: list[str], overrides: list[str]) -> int:
         return 0
     if (artifact.path / assemble.PICTURE).is_file():
         print(f"curves: {artifact.path / assemble.PICTURE}")
-    return _done(artifact.path)
+    board = assemble.workplace(run, artifact.manifest["key"]) / train.BOARD
+    if board.is_dir():
+        print(f"each of them: {shlex.join(['tensorboard', '--logdir', str(board)])}")
+    _done(artifact.path)
+    print("\n".join(["next:", *_next(run.task.method, Path(run.store), overrides)]))
+    return 0
+
+
+def _next(name: str, store: Path, overrides: Sequence[str]) -> list[str]:
+    """Commands that make use of the method that was trained, ready to paste, with the settings that they share with its training."""
+    from medrag import files, methods
+
+    kind = methods.the_class(methods.load(name))
+    if kind.learns_from is not methods.Method.learns_from:
+        commands = [["train", "task=dense" if "encoder" in kind.needs else "task=closed_book", f"task.start={name}"]]
+    elif "context_encoder" in kind.needs:
+        commands = [["index", "build"]]
+    else:
+        commands = [["ask", "孕期可以喝咖啡吗？", f"answer.method={name}"]]
+        if (store / "index" / files.CURRENT).exists():
+            commands.append(["evaluate", f"evaluate.methods=[dense,{name}]"])
+    shared = [word for word in overrides if re.match(r"(store|seed|model|hardware|workers|index)\b", word)]
+    return [shlex.join(["medrag", *command, *shared]) for command in commands]
 
 
 def _cut(positional: list[str], overrides: list[str]) -> int:

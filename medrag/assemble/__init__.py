@@ -80,6 +80,11 @@ def key(run: Run, built: Built) -> str:
     return files.fingerprint([task, asdict(run.model), run.seed, {parent.kind: parent.hash for parent in built.parents}])
 
 
+def workplace(run: Run, name: str) -> Path:
+    """The folder of a run with this key: its checkpoints and logs, which stay when it has been published."""
+    return Path(run.store) / "runs" / f"{run.task.method}-{name[:12]}"
+
+
 def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
     hardware.check(run.hardware)
@@ -118,7 +123,7 @@ def train_method(run: Run) -> Artifact | None:
     name = key(run, built)
     found = files.find(store, run.task.method, name)
     if found is None:
-        folder = store / "runs" / f"{run.task.method}-{name[:12]}"
+        folder = workplace(run, name)
         lessons, tests = built.method.learns_from(data.train, data.passages), built.method.learns_from(data.dev, ())
         state = train.fit(built.method, lessons, tests, run.task, run.hardware, run.seed, folder)
     dist.barrier()

@@ -25,11 +25,11 @@ from medrag.schedule import Sampler, Shares, Task, rate, shares
 from medrag.train import checkpoints, guard, stopping
 from medrag.train.checkpoints import BEST, State
 from medrag.train.engines import Engine, deepspeed_config
-from medrag.train.launching import connect, first_to_say, launched, parted, processes_here, relaunch
-from medrag.train.progress import LOG, Progress, count_tokens, peak_memory_gib
+from medrag.train.launching import connect, launched, parted, processes_here, relaunch
+from medrag.train.progress import BOARD, LOG, Progress, count_tokens, peak_memory_gib
 from medrag.types import Example
 
-__all__ = ["BEST", "State", "connect", "deepspeed_config", "first_to_say", "fit", "launched", "parted", "processes_here", "relaunch"]
+__all__ = ["BEST", "BOARD", "State", "connect", "deepspeed_config", "fit", "launched", "parted", "processes_here", "relaunch"]
 
 
 def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: Task, hardware: Hardware, seed: int, folder: Path) -> State:
