@@ -51,12 +51,15 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
 
     engine = Engine(method, task, hardware, cut)
     method.room = cut.room
+    renews = type(method).renew is not Method.renew
     state = _resume(engine, folder)
     progress = Progress(folder, task, state, steps, every, device, shown=rank == 0)
     saved = time.monotonic()
     with stopping.Watch() as watch, progress:
         while not _over(state, steps):
-            method.renew(train, folder, state.step / sampler.steps_per_epoch, checkpoints.oldest_step(folder) / sampler.steps_per_epoch)
+            if renews:
+                with engine.whole():
+                    method.renew(train, folder, state.step / sampler.steps_per_epoch, checkpoints.oldest_step(folder) / sampler.steps_per_epoch)
             method.train()
             _seed(seed, state.step, rank)
             mine = sampler.batch(state.step)[rank * task.global_batch // world : (rank + 1) * task.global_batch // world]
@@ -113,7 +116,7 @@ def _resume(engine: Engine, folder: Path) -> State:
     if found is None:
         return State()
     path, state, tensors = found
-    checkpoints.check(path, tensors, (name for name, _ in engine.method.named_parameters()))
+    checkpoints.check(path, tensors, {name: parameter.requires_grad for name, parameter in engine.method.named_parameters()})
     engine.restore(tensors)
     if dist.get_rank() == 0:
         print(f"going on from {path}", file=sys.stderr)
@@ -131,13 +134,14 @@ def _save(engine: Engine, folder: Path, state: State) -> None:
 
 
 def _validate(engine: Engine, dev: Sequence[Example], task: Task, cut: Shares, state: State, folder: Path, progress: Progress) -> None:
-    """All ranks measure alike, since ZeRO 3 may need them all for each layer; the criterion is the first rank's first measure."""
+    """All ranks measure alike, each with all of the weights; the criterion is the first rank's first measure."""
     method = engine.method
     started = time.monotonic()
     method.eval()
     answerable = [example for example in dev if example.answers][: task.validate_examples]
-    measured = method.validate(answerable, max(min(cut.micro, cut.room.examples or cut.micro), 8)) if answerable else {"steps": state.step}
-    sound = all(bool(parameter.isfinite().all()) for parameter in method.parameters())  # a ranking has a score whatever the weights
+    with engine.whole():
+        measured = method.validate(answerable, max(min(cut.micro, cut.room.examples or cut.micro), 8)) if answerable else {"steps": state.step}
+        sound = all(bool(parameter.isfinite().all()) for parameter in method.parameters())  # a ranking has a score whatever the weights
     score = next(iter(measured.values())) if sound else -math.inf
     found = torch.tensor([score], dtype=torch.float64, device=next(method.parameters()).device)
     dist.broadcast(found, 0)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,19 +100,19 @@ def newest(folder: Path, shown: bool = True) -> tuple[Path, State, dict[str, Ten
     return None
 
 
-def check(path: Path, tensors: Mapping[str, Tensor], parameters: Iterable[str]) -> None:
-    """Raise ValueError that names the folder to remove, where a checkpoint's tensors are not of these parameters and of AdamW."""
-    kinds: dict[str, set[str]] = {kind: set() for kind in ("weight", "frozen", "first", "second")}
-    for name in tensors:
-        kind, _, parameter = name.partition(".")
-        if parameter:
-            kinds.setdefault(kind, set()).add(parameter)
-    held, wanted = kinds.pop("weight") | kinds.pop("frozen"), set(parameters)
+def check(path: Path, tensors: Mapping[str, Tensor], trained: Mapping[str, bool]) -> None:
+    """Raise ValueError that names the folder to remove, where a checkpoint's tensors are not what ``Engine.state`` gives of these parameters.
+
+    ``trained`` tells for each parameter's name whether it is.
+    """
+    held = {name for name in tensors if name.startswith(("weight.", "frozen."))}
+    wanted = {f"{'weight' if learns else 'frozen'}.{name}" for name, learns in trained.items()}
     if held != wanted:
-        raise ValueError(_foreign(path, f"missing weights: {sorted(wanted - held)[:3]}; weights of nothing: {sorted(held - wanted)[:3]}"))
-    first, second = kinds.pop("first"), kinds.pop("second")
-    if first != second or first - held or kinds:
-        raise ValueError(_foreign(path, f"its optimizer's states are not AdamW's: {sorted([*kinds, *(first ^ second), *(first - held)])[:3]}"))
+        raise ValueError(_foreign(path, f"missing: {sorted(wanted - held)[:3]}; of no use: {sorted(held - wanted)[:3]}"))
+    moments = {name for name in tensors if "." in name} - held
+    adams = {f"{kind}.{name}" for kind in ("first", "second") for name, learns in trained.items() if learns}
+    if moments and moments != adams:
+        raise ValueError(_foreign(path, f"its optimizer is not AdamW: {sorted(moments ^ adams)[:3]}"))
 
 
 def oldest_step(folder: Path) -> int:
@@ -147,7 +147,8 @@ def writing(what: str, home: Path, folder: Path, needed_bytes: int) -> Iterator[
 def _staging(what: str, home: Path, folder: Path, tensors: Mapping[str, Tensor]) -> Iterator[Path]:
     """An empty folder in ``home`` to write ``tensors`` to, gone afterwards: what is meant to stay is renamed. Raises OSError as ``writing`` does."""
     staging = home / _STAGING
-    shutil.rmtree(staging, ignore_errors=True)
+    for left in (folder / _STAGING, folder / _HOME / _STAGING):
+        shutil.rmtree(left, ignore_errors=True)
     with writing(what, home, folder, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())):
         try:
             staging.mkdir(parents=True)

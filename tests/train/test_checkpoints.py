@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import DENSE, TINY, copy_of, losses, medrag
+from commands import DENSE, ROOT, TINY, copy_of, losses, medrag
 from conftest import Tiny
 from torch import Tensor
 
@@ -171,31 +171,31 @@ def test_where_all_are_damaged_there_is_none(tmp_path: Path, shapes: dict[str, t
 
 
 def test_what_a_killed_save_left_is_cleared(tmp_path: Path, shapes: dict[str, torch.Size]) -> None:
-    left = tmp_path / HOME / ".staging" / "deep"
-    left.mkdir(parents=True)
-    (left / "part").write_bytes(b"x" * 100)
-    assert checkpoints.newest(tmp_path) is None
-    save(tmp_path, 1, shapes)
-    assert kept(tmp_path) == ["step-00000001"]
+    for write in (lambda: save(tmp_path, 1, shapes), lambda: checkpoints.save_best(tmp_path, {"a": torch.zeros(1)})):
+        for place in (tmp_path, tmp_path / HOME):
+            (place / ".staging" / "deep").mkdir(parents=True)
+            (place / ".staging" / "deep" / "part").write_bytes(b"x" * 100)
+        write()
+        assert not list(tmp_path.rglob(".staging"))
+    assert kept(tmp_path) == ["step-00000001"] and sorted(path.name for path in tmp_path.iterdir()) == [checkpoints.BEST, HOME]
 
 
 def test_a_whole_checkpoint_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
-    names = ["a", "b"]
-    good = {f"{kind}.{name}": torch.zeros(2) for kind in ("weight", "first", "second") for name in names} | {"steps": torch.tensor(1)}
+    names = [*(f"{kind}.a" for kind in ("weight", "first", "second")), "frozen.b", "steps", "scaler"]
+    good, own = {name: torch.zeros(2) for name in names}, {"a": True, "b": False}
     path = checkpoints.save(tmp_path, State(step=1), good)
-    checkpoints.check(path, good, names)
-    frozen = {"frozen.b": torch.zeros(2)} | {name: tensor for name, tensor in good.items() if not name.endswith(".b")}
-    checkpoints.check(path, frozen, names)
-    checkpoints.check(path, {name: tensor for name, tensor in good.items() if name.startswith("weight")}, names)
-    wrong: list[tuple[dict[str, Tensor], list[str], str]] = [
-        (good, ["a", "b", "c"], r"missing weights: \['c'\]"),
-        (good, ["a"], r"weights of nothing: \['b'\]"),
-        (good | {"momentum.a": torch.zeros(2)}, names, r"not AdamW's: \['momentum'\]"),
-        ({name: tensor for name, tensor in good.items() if name != "second.a"}, names, r"not AdamW's: \['a'\]"),
+    checkpoints.check(path, good, own)
+    checkpoints.check(path, {name: good[name] for name in ("weight.a", "frozen.b", "steps")}, own)
+    wrong: list[tuple[dict[str, Tensor], dict[str, bool], str]] = [
+        (good, own | {"c": True}, r"missing: \['weight.c'\]; of no use: \[\]"),
+        (good, {"a": True}, r"missing: \[\]; of no use: \['frozen.b'\]"),
+        (good, {"a": True, "b": True}, r"missing: \['weight.b'\]; of no use: \['frozen.b'\]"),
+        (good | {"momentum.a": torch.zeros(2)}, own, r"not AdamW: \['momentum.a'\]"),
+        ({name: tensor for name, tensor in good.items() if name != "second.a"}, own, r"not AdamW: \['second.a'\]"),
     ]
-    for tensors, wanted, words in wrong:
+    for tensors, parameters, words in wrong:
         with pytest.raises(ValueError, match=words) as raised:
-            checkpoints.check(path, tensors, wanted)
+            checkpoints.check(path, tensors, parameters)
         assert f"remove {tmp_path} " in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -493,37 +493,74 @@ def used_bytes(*paths: Path) -> int:
     return sum(-(-size // 4096) * 4096 for size in sizes)
 
 
-def test_a_run_that_filled_the_disk_goes_on_with_more_room_or_on_another_machine(
-    corpus: Path, tmp_path: Path, small_disk: Callable[[int], Path]
-) -> None:
-    """Two processes under ZeRO 2 end together with one line and the last checkpoint whole. With room the same command finishes with the same log,
-    and one process without ZeRO takes the run over with the same losses."""
-    whole = copy_of(corpus, tmp_path / "whole")
-    done = medrag("train", f"store={whole}", *RUN, *TWO)
-    assert done.returncode == 0, done.stderr
-    last = max(whole.glob("runs/*/checkpoints/step-*"))
-    one = used_bytes(last)
-    others = used_bytes(whole) - used_bytes(whole / "dense", last.parent)
-    room_kib = (others + one * 5 // 2) // 1024 + 1024
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A store in which two processes under ZeRO 2 have trained, and a copy of it that was made meanwhile, as a power cut might leave it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    store, copy = copy_of(corpus, folder / "whole"), folder / "copy"
+    command = [sys.executable, "-m", "medrag", "train", f"store={store}", *RUN, *TWO]
+    with open(folder / "told", "w") as told:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=told, stderr=told)
+        found = None
+        while process.poll() is None:
+            if found is None and list(store.glob("runs/*/checkpoints/step-00000002")):
+                shutil.rmtree(copy, ignore_errors=True)
+                subprocess.run(["cp", "-r", str(store), str(copy)], check=False, capture_output=True)
+                found = checkpoints.newest(next(copy.glob("runs/*")), shown=False)
+            time.sleep(0.01)
+    assert process.returncode == 0, (folder / "told").read_text()
+    assert found is not None and 2 <= found[1].step < max(losses(store))
+    return store, copy
 
+
+def test_another_number_of_devices_and_another_stage_go_on_with_the_same_losses(undisturbed: tuple[Path, Path]) -> None:
+    """From two processes under ZeRO 2 to one without. What is not of this method's weights is refused by the name of its folder."""
+    whole, store = undisturbed
+    (run,) = store.glob("runs/*")
+    again = medrag("train", f"store={store}", *RUN, *ONE)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("going on from") == 1
+    assert losses(store) == pytest.approx(losses(whole), abs=2e-4) and len(losses(whole)) >= 6
+    assert losses(store, "validation") == pytest.approx(losses(whole, "validation"), abs=2e-4)
+
+    found = checkpoints.newest(run)
+    assert found is not None
+    foreign = checkpoints.save(run, State(step=99), found[2] | {"weight.other": torch.zeros(1)})
+    shutil.rmtree(store / "dense")
+    refused = medrag("train", f"store={store}", *RUN, *ONE)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    (told,) = [line for line in refused.stderr.splitlines() if line.startswith("medrag:")]
+    assert f"{foreign} was written by another version" in told and "['weight.other']" in told and f"remove {run} to begin anew" in told
+
+
+def test_a_run_that_filled_the_disk_goes_on_with_more_room(
+    corpus: Path, undisturbed: tuple[Path, Path], tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    """Two processes end together with one line and the last checkpoint whole; with room the same command finishes with the same log.
+
+    That checkpoint is damaged in between: the one before it does as well, and that is told once.
+    """
+    whole, _ = undisturbed
+    last = max(whole.glob("runs/*/checkpoints/step-*"))
+    others = used_bytes(whole) - used_bytes(whole / "dense", last.parent)
+    room_kib = (others + used_bytes(last) * 5 // 2 + progress.ROOM_BYTES) // 1024
     disk = small_disk(room_kib)
     store = copy_of(corpus, disk / "store")
     full = medrag("train", f"store={store}", *RUN, *TWO)
-    print(full.stderr, file=sys.__stderr__)
-    assert full.returncode == 2
-    told = [line for line in full.stderr.splitlines() if line.startswith("medrag:")]
-    assert len(told) == 1 and "the checkpoint of step 3 could not be written" in told[0] and "the checkpoint of step 2 is intact" in told[0]
-    assert "No space left on device" in told[0] and "Traceback" not in full.stderr
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
+    (told,) = [line for line in full.stderr.splitlines() if line.startswith("medrag:")]
+    assert full.stderr.endswith(told + "\n")
     (run,) = store.glob("runs/*")
+    words = f"the checkpoint of step 3 could not be written to {run / HOME} (No space left on device)"
+    assert told.startswith(f"medrag: {words}") and "the checkpoint of step 2 is intact" in told
     assert kept(run) == ["step-00000001", "step-00000002"]
-    elsewhere = copy_of(corpus, tmp_path / "elsewhere")
-    shutil.copytree(store, elsewhere, dirs_exist_ok=True)
+    found = checkpoints.newest(run)
+    assert found is not None and found[1].step == 2
 
+    damaged = run / HOME / "step-00000002" / checkpoints.TENSORS
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     small_disk(3 * room_kib)
-    for place, cut in ((store, TWO), (elsewhere, ONE)):
-        again = medrag("train", f"store={place}", *RUN, *cut)
-        assert again.returncode == 0, again.stderr
-        assert again.stderr.count("going on from") == 1 and "step-00000002" in again.stderr
+    again = medrag("train", f"store={store}", *RUN, *TWO)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("passed over") == 1 and again.stderr.count(f"going on from {run / HOME / 'step-00000001'}") == 1
     assert losses(store) == losses(whole) and losses(store, "validation") == losses(whole, "validation")
-    assert losses(elsewhere) == pytest.approx(losses(whole), abs=2e-4)
-    assert len(losses(whole)) >= 6
