@@ -19,6 +19,8 @@ USAGE = """medrag: Chinese medical question answering with retrieval
 
   medrag prepare SOURCE... [--report]        raw files -> passages and examples; a page that shows what became of them
   medrag cut FOLDER                          a pretrained mT5 (transformers layout) cut to the corpus's vocabulary
+  medrag plan [--plot FILE.png]              memory and time of a training run before it starts, and what makes it fit (status 1: it does not);
+                                             with --plot those of the reference's stages (model=reference hardware=1080ti unless told)
   medrag train task=dense                    train a method (launches deepspeed where the hardware has several devices)
   medrag index build | verify                encode the passages; check the index
   medrag index add FILE... | remove ID...    add passages, or take some out, without building anew (remove --from FILE: one id a line)
@@ -141,6 +143,25 @@ def _next(name: str, store: Path, overrides: Sequence[str]) -> list[str]:
             commands.append(["evaluate", f"evaluate.methods=[dense,{name}]"])
     shared = [word for word in overrides if re.match(r"(store|seed|model|hardware|workers|index)\b", word)]
     return [shlex.join(["medrag", *command, *shared]) for command in commands]
+
+
+def _plan(positional: list[str], overrides: list[str]) -> int:
+    from medrag import config
+    from medrag.assemble import planning
+
+    if not positional:
+        found = planning.plan(config.compose(overrides))
+        print(found)
+        return 0 if found.fits else 1
+    if len(positional) != 2 or positional[0] != "--plot" or Path(positional[1]).suffix != ".png":
+        raise ValueError(f"medrag plan {' '.join(positional)}: allowed: --plot FILE.png, key=value")
+    if given := [word for word in overrides if word.startswith("task=")]:
+        raise ValueError(f"medrag plan --plot draws {', '.join(planning.REFERENCE)}; it takes no {given[0]}")
+    runs = [config.compose(["model=reference", "hardware=1080ti", *overrides, f"task={name}"]) for name in planning.REFERENCE]
+    stages = planning.draw(runs, Path(positional[1]))
+    print(planning.table(stages))
+    print(f"picture: {positional[1]}")
+    return 0 if all(plan.fits for plan in stages.values()) else 1
 
 
 def _cut(positional: list[str], overrides: list[str]) -> int:
@@ -309,6 +330,7 @@ def _done(path: Path) -> int:
 
 VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
     "prepare": _prepare,
+    "plan": _plan,
     "train": _train,
     "index": _index,
     "cut": _cut,
