@@ -57,8 +57,8 @@ def relaunch(arguments: Sequence[str], hardware: Hardware) -> int:
     however long their last step and its saving take; a second Ctrl-C kills them. Raises KeyboardInterrupt where they were asked to stop before
     they could say so themselves, and ValueError where one was killed.
     """
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": _cards(os.environ, hardware)}).encode()).decode()
-    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", f"--master_port={_free_port()}"]
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": cards(os.environ, hardware)}).encode()).decode()
+    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", f"--master_port={free_port()}"]
     command = [*launcher, "--log_level=critical", "--module", "medrag", "train", *arguments]
     environment = {"DS_ACCELERATOR": hardware.device} | os.environ
     with Watch() as watch:
@@ -101,7 +101,7 @@ def connect(hardware: Hardware) -> None:
     machine.check(hardware)
     alone = not launched()
     if alone:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     world, here = int(os.environ["WORLD_SIZE"]), processes_here(hardware)
     if world != hardware.devices:
         raise ValueError(f"{world} processes were launched, but hardware.devices={hardware.devices}")
@@ -152,7 +152,7 @@ def parted(error: RuntimeError) -> ValueError:
     return ValueError("another process of this run has ended; run the same command again to go on from the last checkpoint")
 
 
-def _cards(environment: Mapping[str, str], hardware: Hardware) -> list[int | str]:
+def cards(environment: Mapping[str, str], hardware: Hardware) -> list[int | str]:
     """The cards to use: the first that CUDA_VISIBLE_DEVICES names, or that there are."""
     named = [word.strip() for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     return [*named[: hardware.devices]] if hardware.device == "cuda" and named else [*range(hardware.devices)]
@@ -200,7 +200,7 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from commands import DENSE, ROOT, TINY, copy_of, losses, medrag
 
+from medrag.train import launching
 from medrag.train.stopping import Watch
 
 RUN = ["task.global_batch=16", "task.epochs=40", "task.validate_every_steps=50", *DENSE, *TINY]
@@ -139,7 +140,7 @@ def test_two_processes_stop_together_however_they_were_launched(corpus: Path, tm
         ("deepspeed, Ctrl-C", deepspeed, group(signal.SIGINT)),
     ):
         before = saved(broken)
-        run = Started(broken, tmp_path / name, *(str(free_port()) if word == "0" else word for word in command))
+        run = Started(broken, tmp_path / name, *(str(launching.free_port()) if word == "0" else word for word in command))
         try:
             run.wait(lambda run=run: run.trained(5))  # type: ignore[misc]
             assert len(run.ranks()) == 2
@@ -181,12 +182,6 @@ def test_a_signal_before_training_ends_with_one_line(devices: int, corpus: Path,
         run.end()
     assert run.process.returncode == 130
     assert run.said().splitlines() == ["medrag: interrupted; run the same command again to go on"]
-
-
-def free_port() -> int:
-    from medrag.train.launching import _free_port
-
-    return _free_port()
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
