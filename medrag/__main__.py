@@ -122,7 +122,7 @@ def _train(positional: list[str], overrides: list[str]) -> int:
         print(f"curves: {artifact.path / assemble.PICTURE}")
     board = assemble.workplace(run, artifact.manifest["key"]) / train.BOARD
     if board.is_dir():
-        print(f"each of them: {shlex.join(['tensorboard', '--logdir', str(board)])}")
+        print(f"in TensorBoard: {shlex.join(['tensorboard', '--logdir', str(board)])}")
     _done(artifact.path)
     print("\n".join(["next:", *_next(run.task.method, Path(run.store), overrides)]))
     return 0

@@ -7,7 +7,6 @@ function of its number, so that a resumed run goes on as if it had not been inte
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -86,7 +85,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
             if reason:
                 progress.note(guard.write(folder, state.step, rank, mean, reason, [train[number] for number in mine]))
                 guard.stop_if_hopeless(reason, state, task, hardware, folder)
-            if state.step % every == 0 or state.step == steps:
+            if (state.step % every == 0 or state.step == steps) and guard.worth_validating(state, steps):
                 _validate(engine, dev, task, cut, state, folder, progress)
             elapsed, asked = _sums(device, time.monotonic() - saved, watch.asked)
             due = elapsed / world > 60 * task.save_every_minutes and not state.skipped_in_a_row  # the weights may be what is bad
@@ -140,10 +139,10 @@ def _validate(engine: Engine, dev: Sequence[Example], task: Task, cut: Shares, s
     method.eval()
     answerable = [example for example in dev if example.answers][: task.validate_examples]
     with engine.whole():
+        if not all(bool(parameter.isfinite().all()) for parameter in method.parameters()):
+            return  # a ranking would have a score all the same
         measured = method.validate(answerable, max(min(cut.micro, cut.room.examples or cut.micro), 8)) if answerable else {"steps": state.step}
-        sound = all(bool(parameter.isfinite().all()) for parameter in method.parameters())  # a ranking has a score whatever the weights
-    score = next(iter(measured.values())) if sound else -math.inf
-    found = torch.tensor([score], dtype=torch.float64, device=next(method.parameters()).device)
+    found = torch.tensor([next(iter(measured.values()))], dtype=torch.float64, device=next(method.parameters()).device)
     dist.broadcast(found, 0)
     score = float(found)
     if score > state.best:

@@ -87,6 +87,11 @@ def stop_if_hopeless(reason: str, state: State, task: Task, hardware: Hardware, 
     )
 
 
+def worth_validating(state: State, steps: int) -> bool:
+    """Whether the weights may be measured: not amid bad steps, whose cause they may be, unless it is the last chance to have any result."""
+    return not state.skipped_in_a_row or (state.step == steps and state.best == -math.inf)
+
+
 def check_result(state: State, folder: Path) -> None:
     """Raise ValueError where a run that is over has no best weights."""
     if state.best == -math.inf:

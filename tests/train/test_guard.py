@@ -117,6 +117,14 @@ def test_the_last_words_say_what_to_do(reason: str, task: Task, precision: str, 
     assert told.endswith(words)
 
 
+@pytest.mark.parametrize(
+    ("in_a_row", "step", "best", "worth"),
+    [(0, 5, -math.inf, True), (1, 5, -math.inf, False), (1, 9, 0.5, False), (1, 9, -math.inf, True), (0, 9, 0.5, True)],
+)
+def test_weights_are_not_measured_amid_bad_steps(in_a_row: int, step: int, best: float, worth: bool) -> None:
+    assert guard.worth_validating(State(step=step, best=best, skipped_in_a_row=in_a_row), 9) == worth
+
+
 def test_a_run_without_a_result_says_so(tmp_path: Path) -> None:
     guard.check_result(State(best=-3.0), tmp_path)
     with pytest.raises(ValueError, match=r"no validation .* gave a number; steps skipped: 4 of 9"):

@@ -237,6 +237,6 @@ def test_what_training_tells(corpus: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"step 5/5  loss \d\.\d{3}  best MRR@10 0\.\d{3} at [245]  \d+ tokens/s  \d\.\d GiB  0:0\d:\d\d in all", lines[-1])
     assert "\r" not in done.stderr
     told = done.stdout.splitlines()
-    (board,) = [line.rpartition(" ")[2] for line in told if "tensorboard" in line]
+    (board,) = [line.rpartition(" ")[2] for line in told if line.startswith("in TensorBoard: tensorboard --logdir ")]
     assert list(Path(board).glob("events.*")) and board in lines[0]
     assert told[told.index("next:") + 1 :] == [shlex.join(["medrag", "index", "build", f"store={store}", *TINY])]
