@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _complain(message: str, status: int = 2) -> int:
     """One line on stderr, from one of the processes that a launcher started."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _pass_over)
     launching = sys.modules.get("medrag.train.launching")
     if launching.first_to_say() if launching else os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"medrag: {message}", file=sys.stderr)
@@ -67,8 +67,12 @@ def _complain(message: str, status: int = 2) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends one after Ctrl-C, which must not break into the way out
+    signal.signal(signal.SIGTERM, _pass_over)
     raise KeyboardInterrupt
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """A launcher sends SIGTERM after Ctrl-C, and to ranks whose fellow has ended: it must not break into the way out."""
 
 
 def _nothing(positional: Sequence[str], verb: str) -> None:
