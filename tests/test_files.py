@@ -265,3 +265,23 @@ def test_a_version_is_opened_by_its_name(tmp_path: Path) -> None:
     for wrong in ("v00000", "v000003", "two"):
         with pytest.raises(ValueError, match=rf"corpus@{wrong}: there is no such version .*allowed: corpus@v000001-\w+, corpus@v000002-\w+"):
             files.current(tmp_path, f"corpus@{wrong}")
+
+
+def test_a_file_is_replaced_whole_or_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with files.replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_too_large_in_a_manifest_is_damage(tmp_path: Path) -> None:
+    made = _publish(tmp_path)
+    _rewrite(made.path / files.MANIFEST, lambda data: data.replace(b'"bytes": 6', b'"bytes": 6e999'))
+    with pytest.raises(ValueError, match="damaged"):
+        files.open_artifact(made.path)
