@@ -270,9 +270,14 @@ def test_a_version_is_opened_by_its_name(tmp_path: Path) -> None:
 def test_a_file_is_replaced_whole_or_left(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), files.replacing(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def broken_off() -> None:
+        with files.replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with files.replacing(path) as partial:
         partial.write_text("new")
