@@ -18,7 +18,7 @@ class Hardware:
     device: str = "cpu"
     """cpu or cuda"""
     devices: int = 1
-    """processes, one a card"""
+    """processes, one a card, on all machines together"""
     memory_gib: float = 0.0
     """memory of one card as torch sees it, a little less than its maker states; 0 where it does not matter"""
     compute_capability: float = 0.0
@@ -36,7 +36,7 @@ class Hardware:
     checkpointing: bool = False
     """recompute activations in the backward pass"""
     threads: int = 0
-    """CPU threads of each process; 0 shares the cores out"""
+    """CPU threads of each process; 0: as OMP_NUM_THREADS says, or the cores shared out"""
     teraflops: float = 0.0
     """what the chip does in this precision at best, as its maker states; 0: measured where it runs"""
     gigabytes_a_second: float = 0.0
