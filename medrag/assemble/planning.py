@@ -270,7 +270,8 @@ def _title(run: Run, search: _Search) -> tuple[str, ...]:
     ways = [f"{asked.devices} x {asked.device}", asked.precision, f"ZeRO {asked.zero_stage}"]
     ways += ["checkpointing"] * asked.checkpointing + ["offload"] * asked.offload
     if _class(run).whole_batch:
-        share = f"{found.micro} on each device, of which {search.own.micro} are encoded at once at most"
+        tokens = f", {asked.micro_tokens:,} tokens" if asked.micro_tokens else ""
+        share = f"{found.micro} on each device; held at once: {search.own.micro} at most{tokens}"
     else:
         share = f"{found.micro} in a pass x {found.accumulation} x {asked.devices}"
     return (

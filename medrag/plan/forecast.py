@@ -9,6 +9,8 @@ from medrag.plan.memory import Memory
 from medrag.plan.seconds import Seconds
 
 BAR_CHARACTERS = 32
+LEAST_BYTES = 2**19
+"""of a part that is told: half a MiB"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Plan:
         memory = self.asked.memory
         lines = [f"{'part':<18}{'MiB':>9}{'share':>8}"]
         for name, size in memory.parts.items():
-            if size:
+            if size >= LEAST_BYTES:
                 share = size / memory.total_bytes
                 lines.append(f"{name:<18}{size / 2**20:>9,.0f}{share:>8.1%}  {'█' * round(BAR_CHARACTERS * share) or '▏'}")
         margin = self.capacity_bytes - memory.total_bytes
@@ -73,9 +75,8 @@ class Plan:
                 epoch = seconds.step * self.steps_an_epoch
                 lines.append(f"{name:<18}{spoken(seconds.step):>12}{spoken(epoch):>14}{spoken(epoch * self.epochs):>16}")
         parts = self.asked.seconds
-        lines.append(
-            f"a step is {spoken(parts.passes)} of passes, {spoken(parts.optimizer)} of the optimizer and {spoken(parts.exchange)} of exchange"
-        )
+        exchange = f", exchange between devices {spoken(parts.exchange)}" if parts.exchange else ""
+        lines.append(f"a step: forward and backward {spoken(parts.passes)}, optimizer {spoken(parts.optimizer)}{exchange}")
         return lines
 
     def _verdict(self) -> list[str]:
@@ -92,7 +93,7 @@ class Plan:
 def table(stages: Mapping[str, Plan]) -> str:
     """A column for each plan: its parts, total, verdict and time."""
     plans = list(stages.values())
-    parts = [name for name in plans[0].asked.memory.parts if any(plan.asked.memory.parts[name] for plan in plans)]
+    parts = [name for name in plans[0].asked.memory.parts if any(plan.asked.memory.parts[name] >= LEAST_BYTES for plan in plans)]
     rows = {"MiB": list(stages)}
     rows |= {name: [f"{plan.asked.memory.parts[name] / 2**20:,.0f}" for plan in plans] for name in parts}
     rows["total"] = [f"{plan.asked.memory.total_bytes / 2**20:,.0f}" for plan in plans]

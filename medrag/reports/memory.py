@@ -21,6 +21,9 @@ WIDTH, GAP = 0.42, 0.03
 LABELLED = 0.035
 """share of the picture's height from which on a part has room for its size"""
 
+SEEN = 0.001
+"""share of the picture's height from which on a part is in the key"""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -38,12 +41,12 @@ class Stage:
 
 def write(stages: Sequence[Stage], capacity_bytes: float, capacity: str, title: str, path: Path) -> None:
     """Replace ``path`` with a PNG; the same figures, the same bytes. ``capacity``: what the line at a device's memory is called."""
-    drawn = [name for name in stages[0].parts if any(stage.parts[name] for stage in stages)]
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(stages[0].parts)}
     largest = max([capacity_bytes, *(sum(stage.parts.values()) for stage in stages), *(stage.reference_bytes for stage in stages)])
     if largest > 3 * (most := max([sum(stage.parts.values()) for stage in stages] + [stage.reference_bytes for stage in stages])):
         largest = most  # the line would be far above
     height = 1.14 * largest / GIB
+    drawn = [name for name in stages[0].parts if any(stage.parts[name] / GIB > SEEN * height for stage in stages)]
     with drawing(8.4, 5.0, path) as figure:
         axes: Axes = figure.subplots()
         axes.grid(axis="x", visible=False)
