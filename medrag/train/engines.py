@@ -60,7 +60,6 @@ def deepspeed_config(task: Task, hardware: Hardware, cut: Shares) -> dict[str, A
         "stage": _stage(hardware),
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
-        "overlap_comm": hardware.device == "cuda" and hardware.devices > 1,
         "stage3_param_persistence_threshold": KEPT_ELEMENTS,
         "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
         "stage3_max_live_parameters": 4 * BUCKET_ELEMENTS,
@@ -96,7 +95,8 @@ class Engine:
         masters = {name: _kept(parameter) for name, parameter in self._trained.items()} if hardware.precision != "fp32" else {}
         self._frozen = {name: _kept(parameter) for name, parameter in method.named_parameters() if not parameter.requires_grad}
         self._buffers = weights.named(method).keys() - self._trained.keys() - self._frozen.keys()
-        self._engine, *_ = deepspeed().initialize(
+        self._deepspeed = deepspeed()
+        self._engine, *_ = self._deepspeed.initialize(
             model=method, model_parameters=_groups(method, task.weight_decay), config=deepspeed_config(task, hardware, cut)
         )
         self._optimizer = self._engine.optimizer
@@ -197,7 +197,8 @@ class Engine:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what ``state`` gave, on any number of devices, at any stage of ZeRO and in any precision. Every rank gives the same tensors."""
-        self._frozen = {name: state[f"frozen.{name}"] for name in self._frozen}
+        # copied: what is read from a file keeps it on the disk, long after its checkpoint is dropped
+        self._frozen = {name: _copied(state[f"frozen.{name}"]) for name in self._frozen}
         parameters = dict(self.method.named_parameters())
         for name, tensor in self._frozen.items():
             with self._gathered([parameters[name]], changed=True):
@@ -233,14 +234,14 @@ class Engine:
         if not self._stage:
             whole = parameter if key is None else self._adam.state[parameter][key]
         elif key is None:
-            whole = deepspeed().utils.safe_get_full_fp32_param(parameter)
+            whole = self._deepspeed.utils.safe_get_full_fp32_param(parameter)
         else:
-            whole = deepspeed().utils.safe_get_full_optimizer_state(parameter, key)
+            whole = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
         return torch.empty(0) if dist.get_rank() else _copied(whole)
 
     def _write(self, parameter: nn.Parameter, key: str | None, whole: Tensor) -> None:
         """Set a trained parameter's master (``key`` None) or moment, or what this rank holds of it."""
-        tools = deepspeed().utils
+        tools = self._deepspeed.utils
         if not self._stage:
             (parameter.data if key is None else self._adam.state[parameter][key]).copy_(whole)
         elif self._stage < 3 and key is None:
@@ -283,13 +284,13 @@ class Engine:
 
     def _gathered(self, parameters: Any, changed: bool = False) -> Any:
         """A context in which they are whole at any stage; ``changed`` by the first rank for all."""
-        return deepspeed().zero.GatheredParameters(parameters, modifier_rank=0 if changed else None)
+        return self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None)
 
     def _gather_around_the_whole(self) -> None:
         """ZeRO 3: all weights are gathered before the method's forward pass and its backward pass, and let go after it."""
         method = self.method
         for parameter in method.parameters():
-            deepspeed().zero.register_external_parameter(method, parameter)
+            self._deepspeed.zero.register_external_parameter(method, parameter)
         offload = self._optimizer.parameter_offload
         for hook in (*offload.forward_hooks, *offload.backward_hooks):
             if not any(hook.hooks_dict_ref() is own for own in (method._forward_hooks, method._forward_pre_hooks)):
