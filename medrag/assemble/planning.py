@@ -128,7 +128,6 @@ class _Search:
 
     def smallest(self) -> Forecast:
         """With the fewest keys changed, and among those the least time a step; where nothing fits, what needs least memory."""
-        least = replace(self._others()[-1], micro=1)
         for count in range(1, len(fields(Setting)) + 1):
             fitting = []
             for setting in self._others():
@@ -138,8 +137,6 @@ class _Search:
                     fitting.append(replace(setting, micro=micro))
             if fitting:
                 return min((self.forecast(setting) for setting in fitting), key=lambda forecast: forecast.seconds.step)
-            if not self._fits(least):
-                break
         return min((self.forecast(setting) for setting in self.known), key=lambda forecast: forecast.memory.total_bytes)
 
     def larger(self) -> Forecast | None:
@@ -149,7 +146,7 @@ class _Search:
         return self.forecast(replace(self.own, micro=micro)) if micro else None
 
     def _others(self) -> list[Setting]:
-        """All settings with its own micro batch, the one that needs least last."""
+        """All settings with its own micro batch."""
         stages = [self.own.zero_stage, *(stage for stage in range(self.own.zero_stage + 1, 4) if self.run.hardware.devices > 1)]
         pairs = [(stage, self.own.offload) for stage in stages]
         if self.run.hardware.device == "cuda" and not self.own.offload:
@@ -163,8 +160,13 @@ class _Search:
         return self.forecast(setting).memory.total_bytes <= self.capacity_bytes
 
     def _largest(self, setting: Setting, micros: Sequence[int]) -> int:
-        """The largest of these micro batches, smallest first, that fits; 0 where none does."""
-        low, high = 0, len(micros)
+        """The largest of these micro batches, smallest first, that fits; 0 where none does.
+
+        The last may need less than the one before: where a step is one pass, no gradient waits for the next.
+        """
+        if micros and self._fits(replace(setting, micro=micros[-1])):
+            return micros[-1]
+        low, high = 0, len(micros) - 1
         while low < high:
             middle = (low + high) // 2
             if self._fits(replace(setting, micro=micros[middle])):

@@ -63,13 +63,16 @@ def test_the_change_is_the_smallest_and_among_those_the_fastest() -> None:
     own = everything.forecast(everything.own).memory.total_bytes
     assert own > needs[0]
     for capacity in [needs[0], *needs[1 : needs.index(own) : 3], own - 1]:
-        found = search(words, capacity).smallest()
+        trial = search(words, capacity)
+        trial.known = everything.known
+        found = trial.smallest()
         fitting = [way for way in ways if way.memory.total_bytes <= capacity]
         fewest = min(len(way.words) for way in fitting)
         assert found.memory.total_bytes <= capacity
         assert len(found.words) == fewest
         assert found.seconds.step == min(way.seconds.step for way in fitting if len(way.words) == fewest)
     nothing = search(words, needs[0] - 1)
+    nothing.known = everything.known
     assert nothing.smallest().memory.total_bytes == needs[0]
 
 
@@ -115,7 +118,8 @@ def test_a_prepared_corpus_says_how_many_and_how_long(corpus: Path, capsys: pyte
     assert main(["plan", *words, "plan.examples=8000"]) == 0
     told = capsys.readouterr().out
     assert "8,000 examples, as asked for" in told and "rows of the corpus" in told
-    options = planning._shortened(compose(DENSE).task.options, compose(DENSE), [(10, 50, 12), (40, 50, 30)])
+    dense = compose([*DENSE, *TINY])
+    options = planning._shortened(dense.task.options, dense, [(10, 50, 12), (40, 50, 30)])
     assert (options.retriever.question_tokens, options.retriever.passage_tokens) == (14, 19)
     bare = planning._extent(compose(["task=mlm", f"store={corpus}"]))
     assert bare.examples == len(lines) + bare.passages
