@@ -137,13 +137,14 @@ def estimate(work: Work, speed: Speed) -> float:
 def seconds(work: Work, micro_batches: int, trained_parameters: int, hardware: Hardware, speed: Speed) -> Seconds:
     """Of a step, whose micro batches each take ``work``."""
     half = hardware.precision != "fp32"
+    stage = hardware.zero_stage or int(half)  # DeepSpeed keeps what half precision steps with as the first stage does
     devices, width = hardware.devices, 2 if half else 4
-    own = trained_parameters / (devices if hardware.zero_stage else 1)
+    own = trained_parameters / (devices if stage else 1)
     moved = own * (ADAM_BYTES + CAST_BYTES * half)
     carried = own * 2 * width / LINK_BYTES_A_SECOND["cuda"]
     optimizer = moved / HOST_BYTES_A_SECOND + carried if hardware.offload else moved / speed.bytes_a_second
     # in rings: summing or gathering all of a tensor takes (n - 1) / n of it to each device and from it (Rajbhandari et al. 2020, section 7)
-    rounds = {0: 2, 1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[hardware.zero_stage]
+    rounds = {0: 2, 1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]
     exchanged = rounds * (devices - 1) / devices * trained_parameters * width
     return Seconds(micro_batches * estimate(work, speed), optimizer, exchanged / LINK_BYTES_A_SECOND[hardware.device])
 

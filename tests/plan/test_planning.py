@@ -14,7 +14,6 @@ from medrag.assemble import planning
 from medrag.assemble.planning import Setting
 from medrag.config import compose
 from medrag.plan import forecast
-from medrag.plan.forecast import Forecast
 from medrag.plan.seconds import Speed
 
 STATED = ["hardware.teraflops=0.1", "hardware.gigabytes_a_second=10"]
@@ -171,10 +170,3 @@ def test_what_cannot_be_planned_is_one_line(words: list[str], message: str, tmp_
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert forecast.spoken(seconds) == words
-
-
-def test_a_forecast_says_its_change() -> None:
-    run = compose(["task=closed_book", *SMALL])
-    found = planning.plan(run, instead=False)
-    assert isinstance(found.asked, Forecast) and found.asked.change == ""
-    assert found.fits and found.instead is None and found.larger is None

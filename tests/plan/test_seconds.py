@@ -27,7 +27,7 @@ def network() -> None:
     y_NHTd = attention.attend(x_NHTd, x_NHTd, x_NHTd, bias_HTL, torch.ones(4, 7, dtype=torch.bool), 0.0)
     hidden_MD = F.gelu(y_NHTd.transpose(1, 2).reshape(28, 32))
     logp_M: Tensor = head._TargetLogp.apply(hidden_MD, embedding.weight, torch.zeros(28, dtype=torch.long), 8)  # type: ignore[no-untyped-call]
-    logp_M.sum().backward()
+    torch.autograd.backward(logp_M.sum())
 
 
 def counted(call: str, *given: Tensor) -> list[tuple[int, int]]:
@@ -60,7 +60,7 @@ def test_products_are_those_that_torch_counts_and_those_it_leaves_out() -> None:
     q_NHTd = torch.randn(2, 3, 7, 8, requires_grad=True)
     attended = Work()
     with attended:
-        F.scaled_dot_product_attention(q_NHTd, q_NHTd, q_NHTd).sum().backward()
+        torch.autograd.backward(F.scaled_dot_product_attention(q_NHTd, q_NHTd, q_NHTd).sum())
     product = 2 * 2 * 3 * 7 * 7 * 8
     assert attended.flops == 2 * product + 5 * product  # two products forward; the scores again and four more backward
     a, b = torch.zeros(3, 4), torch.zeros(4, 5)
@@ -93,6 +93,7 @@ def test_each_call_takes_what_takes_longest() -> None:
         (Hardware(devices=1), 0, 1),
         (Hardware(devices=2), 2 * 1 / 2, 1),
         (Hardware(devices=4, zero_stage=1), 2 * 3 / 4, 1 / 4),
+        (Hardware(devices=4, precision="bf16"), 2 * 3 / 4 / 2, 1 / 4 * (1 + seconds.CAST_BYTES / seconds.ADAM_BYTES)),
         (Hardware(devices=4, zero_stage=2), (3 + 1) * 3 / 4, 1 / 4),
         (Hardware(devices=4, zero_stage=3), 3 * 3 * 3 / 4, 1 / 4),
     ],
