@@ -110,12 +110,17 @@ def _prepare(positional: list[str], overrides: list[str]) -> int:
 
 def _train(positional: list[str], overrides: list[str]) -> int:
     from medrag import assemble, config, train
+    from medrag.assemble import planning
 
     _nothing(positional, "train")
     run = config.compose(overrides)
-    if run.hardware.devices > 1 and not train.launched():
+    on_card = run.hardware.device == "cuda"
+    if not train.launched() and (on_card or run.hardware.devices > 1):
         assemble.ready(run)
-        return train.relaunch(overrides, run.hardware)
+        if on_card and (short := planning.shortage(run)):
+            print(f"medrag: {short}", file=sys.stderr)
+        if run.hardware.devices > 1:
+            return train.relaunch(overrides, run.hardware)
     try:
         artifact = assemble.train_method(run)
     except RuntimeError as error:

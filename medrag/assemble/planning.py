@@ -25,7 +25,7 @@ from medrag.plan.machine import this_machine
 from medrag.plan.seconds import Seconds, Speed
 from medrag.reports import memory as picture
 
-__all__ = ["REFERENCE", "draw", "plan", "table"]
+__all__ = ["REFERENCE", "draw", "plan", "shortage", "table"]
 EXAMPLES, PASSAGES = 112_000, 120_000
 """of the reference set-up"""
 REFERENCE = {"dense": (3, 9), "closed_book": (2, 10), "rag_token": (2, 11)}
@@ -87,6 +87,19 @@ def plan(run: Run, instead: bool = True) -> Plan:
             typical=_typical(run, extent, speed),
             basis=(f"speed     {speed.source}", f"memory    {capacity_source}", f"epoch     {extent.examples:,} examples, {extent.source}"),
         )
+
+
+def shortage(run: Run) -> str:
+    """What a person should know before training begins: that memory will not do, as predicted; empty where it will, or nothing can be predicted."""
+    try:
+        capacity_bytes, _ = _capacity(run)
+        needed_bytes = rehearse(replace(run, plan=replace(run.plan, passages=run.plan.passages or PASSAGES))).memory.total_bytes
+    except (ValueError, RuntimeError):  # what cannot be rehearsed may be trained all the same, or says itself why not
+        return ""
+    if needed_bytes <= capacity_bytes:
+        return ""
+    needed, there = (f"{size / 2**20:,.0f} MiB" for size in (needed_bytes, capacity_bytes))
+    return f"this run is predicted to need {needed} on each device, which has {there}; `medrag plan` with the same words says what would fit"
 
 
 def draw(runs: Sequence[Run], path: Path) -> dict[str, Plan]:

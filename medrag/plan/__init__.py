@@ -12,4 +12,5 @@ class Config:
     examples: int = 0
     """training examples of an epoch; 0: as many as the newest prepared corpus has, or where there is none the reference's 112,000"""
     passages: int = 0
-    """passages whose vectors are held; 0: as many as the newest prepared corpus has, or where there is none the reference's 120,000"""
+    """passages of the index, which mlm and span_corruption read beside the questions; 0: as many as the newest prepared corpus has, or where there is
+    none the reference's 120,000"""

@@ -93,6 +93,14 @@ def test_the_words_of_a_change_do_what_they_say(tmp_path: Path, capsys: pytest.C
     assert "does not fit, whatever is changed" in hopeless and "least is needed with hardware." in hopeless
 
 
+def test_before_training_on_a_card_a_shortage_is_told() -> None:
+    words = ["task=closed_book", "hardware=1080ti", *TINY, "task.options.source_tokens=24", "task.options.answer_tokens=24"]
+    assert planning.shortage(compose(words)) == ""
+    told = planning.shortage(compose([*words, "hardware.memory_gib=0.5"]))
+    assert re.fullmatch(r"this run is predicted to need [\d,]+ MiB on each device, which has 512 MiB; `medrag plan` .*", told)
+    assert planning.shortage(compose([*words, "hardware.memory_gib=0"])) == ""
+
+
 def test_a_card_may_offload_and_only_several_share_out() -> None:
     alone = search(["task=closed_book", *CARD, "hardware.devices=1"], 0)
     assert {(setting.zero_stage, setting.offload) for setting in alone._others()} == {(0, False), (1, True)}
