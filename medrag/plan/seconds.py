@@ -189,7 +189,7 @@ def measured(precision: str, threads: int) -> Speed:
     torch.set_num_threads(threads)
     speed = Speed(
         4 * x_MD.numel() * w_DF.shape[1] / _fastest(products),
-        7 * passed_ND.nbytes / _fastest(passes, 0.5),
+        7 * passed_ND.nbytes / _fastest(passes, 0.8),
         call,
         f"this machine's CPU as measured now, {precision}, {threads} thread{'s' * (threads > 1)}",
     )
