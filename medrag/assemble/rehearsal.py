@@ -21,6 +21,7 @@ from medrag.plan.memory import Memory
 from medrag.plan.seconds import Work
 from medrag.retriever import Retriever
 from medrag.text import Segmenter
+from medrag.train.engines import BUCKET_ELEMENTS
 from medrag.types import Example, Passage
 from medrag.vocabulary import Sentencepiece, Wordpiece
 
@@ -53,21 +54,24 @@ def rehearse(run: Run) -> Rehearsal:
     """
     cut = schedule.shares(run.task, run.hardware, methods.the_class(methods.load(run.task.method)).whole_batch)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        method = _method(run)
+        method = stand_in(run)
     method.room = cut.room
     method.train()
-    batch = method.collate(_examples(run)[: cut.micro])
-    work = Work()
-    traced = tracing.trace(method, batch, run.hardware.device, accumulated=cut.accumulation > 1, work=work)
+    batch = method.collate(examples(run)[: cut.micro])
     trained, frozen = ([parameter.numel() for parameter in method.parameters() if parameter.requires_grad is wanted] for wanted in (True, False))
-    return Rehearsal(memory.predict(traced, trained, frozen, run.hardware), work, cut.micro, cut.accumulation, sum(trained), sum(frozen))
+    work, whole_batch = Work(), type(method).whole_batch
+    shared = memory.sharing(trained, run.hardware, BUCKET_ELEMENTS, cut.accumulation)
+    accumulated = memory.accumulates(run.hardware, cut.accumulation)
+    traced = tracing.trace(method, batch, run.hardware.device, accumulated=accumulated, work=work, passed_on=shared)
+    held = memory.predict(traced, trained, frozen, run.hardware, BUCKET_ELEMENTS, cut.accumulation, whole_batch)
+    return Rehearsal(held, work, cut.micro, cut.accumulation, sum(trained), sum(frozen))
 
 
-def _method(run: Run) -> Method:
+def stand_in(run: Run) -> Method:
     """As ``assemble.fresh`` makes it, but for what it is made from: vocabularies of ten characters, whose networks have their full size."""
     module = methods.load(run.task.method)
     needs = methods.the_class(module).needs
-    names = [name for example in _examples(run) for name in (*example.positives, *example.negatives)]
+    names = [name for example in examples(run) for name in (*example.positives, *example.negatives)]
     parts: dict[str, Any] = {"library": {name: Passage(name, _text(run.task.options), "") for name in names}}
     if needs - {"generator"}:
         wordpiece = Wordpiece.build([CHARACTERS] * 2, run.model.encoder.vocabulary_tokens)
@@ -111,7 +115,7 @@ def _lower(method: Method, kind: torch.dtype) -> None:
             setattr(module, name, nn.Parameter(parameter.detach().to(kind), parameter.requires_grad))
 
 
-def _examples(run: Run) -> list[Example]:
+def examples(run: Run) -> list[Example]:
     """A global batch of examples whose texts, all of them, fill every row."""
     text, negatives = _text(run.task.options), getattr(run.task.options, "negatives", 0)
     return [

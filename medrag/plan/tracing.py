@@ -78,7 +78,7 @@ def trace(
                 parameter.grad = torch.empty_like(parameter)
                 held.add([parameter.grad], GRADIENTS)
         handles = [parameter.register_post_accumulate_grad_hook(held.gradient(passed_on)) for parameter in trained]  # type: ignore[no-untyped-call]
-        for mode in (held, *([work] if work else []), NothingPadded(), planned_for(device), Stand(device)):
+        for mode in (held, *([work] if work else []), Within(device), NothingPadded(), planned_for(device), Stand(device)):
             modes.enter_context(mode)
         loss = method(batch)
         # not ``loss.backward()``, within which a mode over functions stands aside, so that what is recomputed would not be laid out as before
@@ -155,7 +155,7 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # a node is numbered before its operation runs; what draws no node must not rename the one before
             self._drawn.setdefault(torch.autograd._get_sequence_nr() - 1, part or OTHER)
         elif not part:
-            part = self._drawn.get(node._sequence_nr(), OTHER)
+            part = GRADIENTS if node.name() == "torch::autograd::AccumulateGrad" else self._drawn.get(node._sequence_nr(), OTHER)
         return part or OTHER
 
     def _by_function(self) -> str | None:
@@ -214,6 +214,24 @@ class NothingPadded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return list(torch.empty(index.ndim, index.numel(), dtype=torch.long).unbind(0))
 
 
+class Within(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Allocates what kernels of a device (cpu, cuda) allocate beside their results, for as long as they run."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.card = device == "cuda"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten, beside = torch.ops.aten, None
+        if func is aten.logsumexp.default:
+            beside = torch.empty_like(args[0])
+        elif func is aten.bernoulli_.float and not self.card:  # MKL draws integers
+            beside = torch.empty_like(args[0], dtype=torch.int32)
+        made = func(*args, **(kwargs or {}))
+        del beside
+        return made
+
+
 class Stand(TorchFunctionMode):
     """Stands in for what a fake tensor on a CPU has not: values for numpy, all zero, and the kernels of a card."""
 
@@ -239,6 +257,8 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None
 ) -> Tensor:
     """Memory-efficient attention, which every card has: kept are what goes in and out, and a normaliser for each row."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype)
     attend = torch.ops.aten._scaled_dot_product_efficient_attention.default
     out: Tensor = attend(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
     return out

@@ -19,9 +19,7 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +29,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AlbertConfig, AlbertModel, RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
 from medrag import files, generator, losses, reader
 from medrag.generator import Generator, head
 from medrag.generator.network import Shape
+from medrag.plan.tracing import WEIGHTS, Held, NothingPadded, Within
 from medrag.reader import Reading
 from medrag.vocabulary import Sentencepiece
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from oracle import config_of, fill, untie, untied
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "plan")]
+from measuring import most_held  # noqa: E402
+from oracle import config_of, fill, untie, untied  # noqa: E402
 
 SHAPES = {
     "reference": generator.Config(),
@@ -162,56 +160,6 @@ def compare(made: Generator, rag: Any, method: str, texts: Texts) -> dict[str, f
 # -- memory ---------------------------------------------------------------------------------------------------------------------
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes held at once by the storages made under it. (torch's own MemTracker refuses modules that are called twice, as an embedding is.)"""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.held = self.most = 0
-        self.known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self.add(tensor)
-        return made
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        name, size = id(storage), storage.nbytes()
-        if name not in self.known:
-            self.known[name] = weakref.ref(storage, lambda _: self._drop(name, size))
-            self.held += size
-            self.most = max(self.most, self.held)
-
-    def _drop(self, name: int, size: int) -> None:
-        del self.known[name]
-        self.held -= size
-
-
-class NothingPadded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what fake tensors cannot: every mask is true everywhere, every seed 0.
-
-    What would have been found is allocated, so that it is counted.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return args[0].dtype == torch.bool
-        if func is torch.ops.aten.nonzero.default:
-            return torch.empty(args[0].numel(), args[0].ndim, dtype=torch.long)
-        if func is torch.ops.aten.index.Tensor:
-            args = (args[0], [part for index in args[1] for part in self._places(index)])
-        return func(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _places(index: Tensor | None) -> list[Tensor | None]:
-        if index is None or index.dtype != torch.bool:
-            return [index]
-        return list(torch.empty(index.ndim, index.numel(), dtype=torch.long).unbind(0))
-
-
 def predicted(system: str, method: str, asked: argparse.Namespace, sentencepiece: Sentencepiece, precision: str) -> dict[str, float]:
     """GiB at the peak, and of parameters; their gradients, all there at the end, are as large."""
     with FakeTensorMode():
@@ -219,14 +167,12 @@ def predicted(system: str, method: str, asked: argparse.Namespace, sentencepiece
         model = made if system.startswith("medrag") else theirs(made, method, asked.passages)
         model = set_up(model, system, precision)
         texts = random_texts(asked.batch, asked.passages, asked.tokens, SHAPES[asked.shape].vocabulary_tokens)
-        peak = Peak()
-        for parameter in model.parameters():
-            peak.add(parameter)
-        parameters = peak.held
-        with peak, NothingPadded():  # type: ignore[no-untyped-call]
+        held = Held()
+        held.add(model.parameters(), WEIGHTS)
+        with held, Within("cpu"), NothingPadded():
             step(model, method, texts)
-        peak_bytes = peak.most
-    return {"peak": peak_bytes / GIB, "parameters": parameters / GIB}
+    parts = held.at_peak()
+    return {"peak": sum(parts.values()) / GIB, "parameters": parts[WEIGHTS] / GIB}
 
 
 def counted(model: Any, method: str, texts: Texts) -> float:
@@ -234,16 +180,8 @@ def counted(model: Any, method: str, texts: Texts) -> float:
     model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         step(model, method, texts)
-    with tempfile.TemporaryDirectory() as folder:
-        found.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(f"{folder}/trace.json").read_text("utf-8"))["traceEvents"]
-    moves = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    held = most = 0
-    for _, size in moves:
-        held += size
-        most = max(most, held)
     parameters = {id(parameter): parameter.nbytes for parameter in model.parameters()}
-    return float(most + sum(parameters.values())) / GIB
+    return float(most_held(found) + sum(parameters.values())) / GIB
 
 
 # -- time -----------------------------------------------------------------------------------------------------------------------
