@@ -36,7 +36,7 @@ def search(words: list[str], capacity_bytes: float) -> planning._Search:
 
 
 def test_the_reference_is_told_part_by_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "task=rag_token", *CARD, f"store={tmp_path}"]) == 0
+    assert main(["plan", "task=rag_token", *CARD, "hardware.micro_batch.rag_token=1", f"store={tmp_path}"]) == 0
     told = capsys.readouterr().out
     rows = re.findall(r"^([a-z ]{18}) +([\d,]+) ", told[: told.index("full rows")], re.MULTILINE)
     sizes = {name.strip(): int(size.replace(",", "")) for name, size in rows}
@@ -104,7 +104,7 @@ def test_before_training_on_a_card_a_shortage_is_told() -> None:
 def test_a_card_may_offload_and_only_several_share_out() -> None:
     alone = search(["task=closed_book", *CARD, "hardware.devices=1"], 0)
     assert {(setting.zero_stage, setting.offload) for setting in alone._others()} == {(0, False), (1, True)}
-    several = search(["task=closed_book", *CARD, "hardware.zero_stage=1"], 0)
+    several = search(["task=closed_book", *CARD, "hardware.zero_stage=1", "hardware.micro_batch.closed_book=8"], 0)
     assert {setting.zero_stage for setting in several._others()} == {1, 2, 3}
     assert several._words(replace(several._others()[-1], micro=2)) == (
         "hardware.micro_batch.closed_book=2",
