@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
     state = _resume(engine, folder)
     progress = Progress(folder, task, state, steps, every, device, shown=rank == 0)
     saved = time.monotonic()
-    with stopping.Watch() as watch, progress:
+    with stopping.Watch() as watch, closing(engine), progress:
         while not _over(state, steps):
             if renews:
                 with engine.whole():
@@ -95,7 +96,6 @@ def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: 
             if asked:
                 raise KeyboardInterrupt(f"stopped at step {state.step} of {steps}, which is saved; run the same command again to go on")
     state.peak_memory_gib = round(max(state.peak_memory_gib, peak_memory_gib(device)), 2)
-    engine.close()
     guard.check_result(state, folder)
     return state
 

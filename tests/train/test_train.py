@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def test_a_killed_run_goes_on_as_if_undisturbed(corpus: Path, tmp_path: Path) ->
     whole, broken = copy_of(corpus, tmp_path / "whole"), copy_of(corpus, tmp_path / "broken")
     assert medrag("train", f"store={whole}", *settings).returncode == 0
     command = [sys.executable, "-m", "medrag", "train", f"store={broken}", *settings]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while process.poll() is None and not list(broken.glob("runs/*/checkpoints/step-00000005")):
             pass
