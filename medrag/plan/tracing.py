@@ -78,7 +78,7 @@ def trace(
                 parameter.grad = torch.empty_like(parameter)
                 held.add([parameter.grad], GRADIENTS)
         handles = [parameter.register_post_accumulate_grad_hook(held.gradient(passed_on)) for parameter in trained]  # type: ignore[no-untyped-call]
-        for mode in (held, *([work] if work else []), Within(device), NothingPadded(), planned_for(device), Stand(device)):
+        for mode in (held, *([work] if work else []), Within(device, trained), NothingPadded(), planned_for(device), Stand(device)):
             modes.enter_context(mode)
         loss = method(batch)
         # not ``loss.backward()``, within which a mode over functions stands aside, so that what is recomputed would not be laid out as before
@@ -215,11 +215,15 @@ class NothingPadded(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Within(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Allocates what kernels of a device (cpu, cuda) allocate beside their results, for as long as they run."""
+    """Allocates what kernels of a device (cpu, cuda) allocate beside their results, for as long as they run.
 
-    def __init__(self, device: str) -> None:
+    And sums the gradients of a parameter that is used twice in place, as autograd does with all but fake tensors.
+    """
+
+    def __init__(self, device: str, parameters: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.card = device == "cuda"
+        self.shapes = {parameter.shape for parameter in parameters}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten, beside = torch.ops.aten, None
@@ -227,6 +231,10 @@ class Within(TorchDispatchMode):  # type: ignore[no-untyped-call]
             beside = torch.empty_like(args[0])
         elif func is aten.bernoulli_.float and not self.card:  # MKL draws integers
             beside = torch.empty_like(args[0], dtype=torch.int32)
+        elif (
+            func is aten.add.Tensor and args[0].shape in self.shapes and torch._C._current_autograd_node() is not None and not torch.is_grad_enabled()
+        ):
+            return args[0].add_(args[1])
         made = func(*args, **(kwargs or {}))
         del beside
         return made

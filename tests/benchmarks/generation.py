@@ -169,7 +169,7 @@ def predicted(system: str, method: str, asked: argparse.Namespace, sentencepiece
         texts = random_texts(asked.batch, asked.passages, asked.tokens, SHAPES[asked.shape].vocabulary_tokens)
         held = Held()
         held.add(model.parameters(), WEIGHTS)
-        with held, Within("cpu"), NothingPadded():
+        with held, Within("cpu", model.parameters()), NothingPadded():
             step(model, method, texts)
     parts = held.at_peak()
     return {"peak": sum(parts.values()) / GIB, "parameters": parts[WEIGHTS] / GIB}
