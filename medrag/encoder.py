@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -168,6 +168,24 @@ def restore(description: dict[str, Any]) -> Encoder:
     albert = None if description["albert"] is None else AlbertConfig(**description["albert"])
     bag = None if description["bag"] is None else Bag(**description["bag"])
     return Encoder(albert, description["pooling"], description["similarity"], description["divisor"], bag)
+
+
+def outline(config: Config) -> Config:
+    """The same shape without weights to start from: that of the pretrained folder, where there is one."""
+    if not config.pretrained:
+        return config
+    known = AlbertConfig.from_pretrained(pretrained_folder(config.pretrained))
+    return replace(
+        config,
+        pretrained="",
+        vocabulary_tokens=known.vocab_size,
+        embedding=known.embedding_size,
+        width=known.hidden_size,
+        layers=known.num_hidden_layers,
+        heads=known.num_attention_heads,
+        feed_forward=known.intermediate_size,
+        positions_tokens=known.max_position_embeddings,
+    )
 
 
 def build_vocabulary(config: Config, texts: Iterable[str], segmenter: Segmenter) -> Wordpiece:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medrag import encoder, generator, methods, schedule, search
 from medrag.assemble import FP16_RESCALE, checkpoint_activations
-from medrag.config import Run
+from medrag.config import Model, Run
 from medrag.index import Index
 from medrag.memory import Memory as Remembered
 from medrag.methods import Method, Parts
@@ -49,8 +49,7 @@ class Rehearsal:
 def rehearse(run: Run) -> Rehearsal:
     """Predict ``run.task`` with ``run.model`` on ``run.hardware``.
 
-    Raises ValueError where the run could not start, or its shapes are not known: with a ``model.*.pretrained`` of another shape the prediction
-    is for the shape that ``model`` says.
+    Raises ValueError where the run could not start. Of ``model.*.pretrained`` only the shape is read.
     """
     cut = schedule.shares(run.task, run.hardware, methods.the_class(methods.load(run.task.method)).whole_batch)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -71,23 +70,24 @@ def stand_in(run: Run) -> Method:
     """As ``assemble.fresh`` makes it, but for what it is made from: vocabularies of ten characters, whose networks have their full size."""
     module = methods.load(run.task.method)
     needs = methods.the_class(module).needs
+    shapes = Model(encoder.outline(run.model.encoder), generator.outline(run.model.generator))
     names = [name for example in examples(run) for name in (*example.positives, *example.negatives)]
     parts: dict[str, Any] = {"library": {name: Passage(name, _text(run.task.options), "") for name in names}}
     if needs - {"generator"}:
-        wordpiece = Wordpiece.build([CHARACTERS] * 2, run.model.encoder.vocabulary_tokens)
-        wordpiece.size = run.model.encoder.vocabulary_tokens
-        question = encoder.build(run.model.encoder, wordpiece)
+        wordpiece = Wordpiece.build([CHARACTERS] * 2, shapes.encoder.vocabulary_tokens)
+        wordpiece.size = shapes.encoder.vocabulary_tokens
+        question = encoder.build(shapes.encoder, wordpiece)
         if "encoder" in needs:
             parts |= {"encoder": question, "wordpiece": wordpiece}
         elif "context_encoder" in needs:
-            context = question if run.model.encoder.shared else encoder.build(run.model.encoder, wordpiece)
+            context = question if shapes.encoder.shared else encoder.build(shapes.encoder, wordpiece)
             parts["retriever"] = Retriever(run.task.options.retriever, run.index, wordpiece, question, context, Segmenter())
         else:
             parts["retriever"] = _remembering(run, wordpiece, question)
     if "generator" in needs:
         sentencepiece = Sentencepiece.build([CHARACTERS] * 20, 400)
-        sentencepiece.size = run.model.generator.vocabulary_tokens
-        parts["generator"] = generator.build(run.model.generator, sentencepiece)
+        sentencepiece.size = shapes.generator.vocabulary_tokens
+        parts["generator"] = generator.build(shapes.generator, sentencepiece)
         if run.hardware.precision == "fp16":
             parts["generator"].rescale(FP16_RESCALE)
     if run.hardware.checkpointing:

@@ -6,7 +6,7 @@ Xue et al. 2021 (mT5). Shapes: N sequences, L source tokens, T target tokens, M 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,15 @@ def restore(description: dict[str, Any], sentencepiece: Sentencepiece) -> Genera
     generator = Generator(Shape(**description["network"]), sentencepiece)
     generator.rescale(float(description["scale"]))
     return generator
+
+
+def outline(config: Config) -> Config:
+    """The same shape without weights to start from: that of the pretrained folder, where there is one."""
+    if not config.pretrained:
+        return config
+    known = layout.shape(pretrained_folder(config.pretrained))
+    shape = {name: getattr(known, name) for name in ("width", "head_width", "heads", "layers", "feed_forward")}
+    return replace(config, pretrained="", vocabulary_tokens=min(config.vocabulary_tokens, known.vocabulary_tokens), **shape)
 
 
 def build_vocabulary(config: Config, texts: Iterable[str]) -> Sentencepiece:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +37,7 @@ def read(folder: Path, sentencepiece: Sentencepiece, dropout: float) -> tuple[Sh
     """
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"model.generator.pretrained={folder}: no {WEIGHTS} there (other weight formats are refused)")
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
-    shape = replace(_shape(config, folder), vocabulary_tokens=sentencepiece.size, dropout=dropout)
+    told = replace(shape(folder), vocabulary_tokens=sentencepiece.size, dropout=dropout)
     tensors = weights.read(folder / WEIGHTS)
     copies = [tensors.pop(name) for name in _COPIES if name in tensors]
     if "shared.weight" not in tensors and copies:
@@ -50,7 +48,7 @@ def read(folder: Path, sentencepiece: Sentencepiece, dropout: float) -> tuple[Sh
     for name in ("shared.weight", "lm_head.weight"):
         tensors[name] = tensors[name][order]
     # not before the cut: what is read is mapped, and only the rows that stay come into memory
-    return shape, {name: tensor.float() for name, tensor in tensors.items()}
+    return told, {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def write(folder: Path, shape: Shape, tensors: dict[str, Tensor], sentencepiece: Sentencepiece) -> None:
@@ -74,7 +72,9 @@ def write(folder: Path, shape: Shape, tensors: dict[str, Tensor], sentencepiece:
     (folder / VOCABULARY).write_bytes(sentencepiece.proto)
 
 
-def _shape(config: dict[str, Any], folder: Path) -> Shape:
+def shape(folder: Path) -> Shape:
+    """Of the folder's network, without dropout. Raises ValueError where it is not mT5's."""
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
     missing = [theirs for theirs in ("vocab_size", "d_model", "d_kv", "num_heads", "num_layers", "d_ff") if theirs not in config]
     if missing:
         raise ValueError(f"{folder / CONFIG}: not a T5's, it lacks {', '.join(missing)}")

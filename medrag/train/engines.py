@@ -133,7 +133,7 @@ class Engine:
         False where that was not finite, and nothing was changed but fp16's loss scale: usual in the first steps of fp16, which look for that scale.
         Raises ValueError where it is not finite at the smallest scale either.
         """
-        if not self._stage and not all(bool(parameter.grad.isfinite().all()) for parameter in self._trained.values() if parameter.grad is not None):
+        if not self._stage and not torch.stack([gradient.isfinite().all() for gradient in self._gradients()]).all():
             self.discard()
             return False
         smallest = self._scaler is not None and self._scaler.cur_scale <= self._scaler.min_scale and self._scaler.cur_hysteresis == 1
@@ -225,6 +225,9 @@ class Engine:
     def close(self) -> None:
         """Let go of gradients, optimizer and hooks."""
         self._engine.destroy()
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
 
     def _masters(self) -> dict[str, Tensor]:
         return {name: self._read(parameter, None) for name, parameter in self._trained.items()}
