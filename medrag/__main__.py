@@ -141,7 +141,7 @@ def _next(name: str, store: Path, overrides: Sequence[str]) -> list[str]:
     """Commands that make use of the method that was trained, ready to paste, with the settings that they share with its training."""
     from medrag import files, methods
 
-    kind = methods.the_class(methods.load(name))
+    kind = methods.the_class(name)
     if kind.learns_from is not methods.Method.learns_from:
         commands = [["train", "task=dense" if "encoder" in kind.needs else "task=closed_book", f"task.start={name}"]]
     elif "context_encoder" in kind.needs:

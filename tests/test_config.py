@@ -49,7 +49,7 @@ def test_a_hardware_preset_changes_nothing_else(name: str, plain: dict[tuple[str
         assert isinstance(run.task.options, methods.load(run.task.method).Config)
         machine.check(run.hardware)
         assert set(run.hardware.micro_batch) <= {"default", *methods.names()}
-        cut = shares(run.task, run.hardware, methods.the_class(methods.load(run.task.method)).whole_batch)
+        cut = shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
         assert cut.micro * cut.accumulation * run.hardware.devices == run.task.global_batch
         asked = deepspeed_config(run.task, run.hardware, cut)
         usual = deepspeed_config(other.task, Hardware(), shares(other.task, Hardware(), whole_batch=False))

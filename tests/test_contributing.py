@@ -87,7 +87,7 @@ def made(module: ModuleType, tiny: Tiny, **options: Any) -> tuple[Method, Retrie
 
 
 def test_the_method_is_of_the_house(module: ModuleType, tiny: Tiny) -> None:
-    kind = methods.the_class(module)
+    kind = methods.the_class(Path(METHOD).stem)
     assert kind.__bases__ == (Method,) and getattr(kind, "__final__", False)
     assert kind.needs == {"index"}, "it brings no weights of its own"
     method, finder = made(module, tiny)
@@ -232,7 +232,7 @@ def test_the_card_is_composed(home: Path) -> None:
         asked = config.compose([f"task={name}"]).task
         task = config.compose(["hardware=l4", f"task={name}"]).task
         assert task == asked, "a card never changes the optimisation"
-        cut = shares(task, run.hardware, methods.the_class(methods.load(name)).whole_batch)
+        cut = shares(task, run.hardware, methods.the_class(name).whole_batch)
         assert cut.micro * cut.accumulation * run.hardware.devices == task.global_batch
 
 
@@ -249,7 +249,7 @@ def test_the_methods_preset_is_composed(home: Path, module: ModuleType) -> None:
     assert run.task.method == Path(METHOD).stem
     assert run.task.options == module.Config(negatives=7)
     assert (run.task.epochs, run.task.learning_rate) == (5, 1e-5) and Task().epochs != 5
-    shares(run.task, run.hardware, methods.the_class(module).whole_batch)
+    shares(run.task, run.hardware, methods.the_class(Path(METHOD).stem).whole_batch)
     with pytest.raises(ValueError, match=r"did you mean task\.options\.negatives"):
         config.compose([f"task={Path(PRESET).stem}", "task.options.negative=7"])
 

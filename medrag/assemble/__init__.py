@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from medrag.config import Run
 from medrag.encoder import Encoder
 from medrag.files import Artifact
 from medrag.generator import Generator
-from medrag.methods import Method, Parts
+from medrag.methods import Parts
 from medrag.prepare import Corpus
 from medrag.retriever import Retriever
 from medrag.text import Segmenter
@@ -45,7 +44,7 @@ def corpus(run: Run) -> Corpus:
 def fresh(run: Run, data: Corpus) -> Built:
     """The run's method before training: encoders and generators from pretrained folders, parents' weights or random ones."""
     module = methods.load(run.task.method)
-    needs = _needs(module)
+    needs = methods.the_class(run.task.method).needs
     _check_start(run)
     torch.manual_seed(run.seed)
     parents = [data.artifact]
@@ -89,7 +88,7 @@ def ready(run: Run) -> None:
     """Raise ValueError where training could not start: values, devices, or a missing or stale parent."""
     hardware.check(run.hardware)
     schedule.check(run.task)
-    schedule.shares(run.task, run.hardware, _class(run).whole_batch)
+    schedule.shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
     methods.check(methods.load(run.task.method), run.task.options)
     _check_start(run)
     cards, wanted = torch.cuda.device_count(), train.processes_here(run.hardware)
@@ -98,7 +97,7 @@ def ready(run: Run) -> None:
             f"hardware.devices={run.hardware.devices}, {wanted} of them on this machine, but torch sees {cards} CUDA devices here; "
             "`medrag doctor` shows what fits"
         )
-    from_index = "index" in _class(run).needs or bool(getattr(run.task.options, "teacher", ""))
+    from_index = "index" in methods.the_class(run.task.method).needs or bool(getattr(run.task.options, "teacher", ""))
     for kind in filter(None, ["corpus", "index" if from_index else "", run.task.start]):
         files.current(Path(run.store), kind)
 
@@ -163,9 +162,9 @@ def _publish(run: Run, data: Corpus, name: str, folder: Path, state: train.State
 
 def _check_start(run: Run) -> None:
     """Raise ValueError where the method could not start from another's weights, or not from that one's."""
-    own = _class(run).needs
+    own = methods.the_class(run.task.method).needs
     wanted = {"generator"} if "generator" in own else {"encoder", "context_encoder"}
-    allowed = [name for name in methods.names() if methods.the_class(methods.load(name)).needs & wanted]
+    allowed = [name for name in methods.names() if methods.the_class(name).needs & wanted]
     if run.task.start and methods.plain(run.task.start) not in allowed:
         raise ValueError(f"task.start={run.task.start!r}; allowed for {run.task.method}: nothing, {', '.join(allowed)}")
 
@@ -267,11 +266,3 @@ def checkpoint_activations(parts: dict[str, Any]) -> None:
     for name in ("encoder", "generator"):
         if name in parts:
             parts[name].checkpoint_activations()
-
-
-def _class(run: Run) -> type[Method]:
-    return methods.the_class(methods.load(run.task.method))
-
-
-def _needs(module: ModuleType) -> frozenset[str]:
-    return methods.the_class(module).needs

@@ -40,7 +40,7 @@ def entered(run: Run) -> Entered:
     newest = {name: trained.newest(Path(run.store), name) for name in names}
     for name, (artifact, _) in newest.items():
         trained.check_corpus(artifact, data.artifact, f"medrag train task={name}")
-    writes = {name: "generator" in methods.the_class(methods.load(methods.plain(name))).needs for name in names}
+    writes = {name: "generator" in methods.the_class(methods.plain(name)).needs for name in names}
     settings = {
         "version": evaluate.VERSION,
         "evaluate": asdict(run.evaluate) | {"baseline": evaluate.baseline(run.evaluate)},

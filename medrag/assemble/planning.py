@@ -5,20 +5,19 @@ The task is never changed: what is learned stays what was asked for.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from medrag import files, hardware, methods, prepare, schedule
+from medrag import encoder, hardware, methods, schedule
+from medrag.assemble import extent
+from medrag.assemble.extent import Extent
 from medrag.assemble.rehearsal import Rehearsal, rehearse
 from medrag.config import Run
-from medrag.methods import Method
 from medrag.plan import seconds
 from medrag.plan.forecast import Forecast, Plan, table
 from medrag.plan.machine import this_machine
@@ -26,26 +25,8 @@ from medrag.plan.seconds import Seconds, Speed
 from medrag.reports import memory as picture
 
 __all__ = ["REFERENCE", "draw", "plan", "shortage", "table"]
-EXAMPLES, PASSAGES = 112_000, 120_000
-"""of the reference set-up"""
 REFERENCE = {"dense": (3, 9), "closed_book": (2, 10), "rag_token": (2, 11)}
 """devices of its three stages, and the GB that it reports of each"""
-SAMPLED = 2_000
-"""examples whose lengths are taken for those of all"""
-TOKENS_A_CHARACTER = {"characters": 1.0, "words": 0.68, "sentencepiece": 0.65}
-"""by vocabulary; measured on a fifth of corpora/*.jsonl that the vocabulary was not made from: 1.01 for characters, 0.68 for words, and for
-SentencePiece 0.59 to 0.75 (16,735 to 4,000 units)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How much there is to train on."""
-
-    examples: int
-    passages: int
-    source: str
-    lengths: tuple[tuple[int, int, int], ...]
-    """characters of questions, their answers and passages, of some; empty where there is no corpus"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +46,11 @@ def plan(run: Run, instead: bool = True) -> Plan:
     Raises ValueError where the run could not start on its hardware, or the hardware's memory or speed is not known.
     """
     hardware.check(run.hardware)
-    extent = _extent(run)
-    if extent.examples < run.task.global_batch:
-        raise ValueError(f"{extent.examples} training examples are fewer than task.global_batch={run.task.global_batch}")
-    run = replace(run, plan=replace(run.plan, examples=extent.examples, passages=extent.passages))
-    schedule.shares(run.task, run.hardware, _class(run).whole_batch)
+    there = extent.of_run(run)
+    if there.examples < run.task.global_batch:
+        raise ValueError(f"{there.examples} training examples are fewer than task.global_batch={run.task.global_batch}")
+    run = replace(run, plan=replace(run.plan, examples=there.examples, passages=there.passages))
+    schedule.shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
     capacity_bytes, capacity_source = _capacity(run)
     speed = seconds.speed_of(run.hardware)
     with tqdm(desc="rehearsing", unit=" ways", disable=None, leave=False, file=sys.stderr) as bar:
@@ -82,18 +63,33 @@ def plan(run: Run, instead: bool = True) -> Plan:
             instead=search.smallest() if instead and not fits else None,
             larger=search.larger() if instead and fits else None,
             capacity_bytes=capacity_bytes,
-            steps_an_epoch=extent.examples // run.task.global_batch,
+            steps_an_epoch=there.examples // run.task.global_batch,
             epochs=run.task.epochs,
-            typical=_typical(run, extent, speed),
-            basis=(f"speed     {speed.source}", f"memory    {capacity_source}", f"epoch     {extent.examples:,} examples, {extent.source}"),
+            typical=_typical(run, there, speed),
+            basis=(
+                f"speed     {speed.source}",
+                f"memory    {capacity_source}",
+                f"epoch     {there.examples:,} examples, {there.source}",
+                *_index(run),
+            ),
         )
+
+
+def _index(run: Run) -> list[str]:
+    """Where the vectors are that are searched in training."""
+    if "index" not in methods.the_class(run.task.method).needs:
+        return []
+    shape = encoder.outline(run.model.encoder)
+    width = (shape.width if shape.layers else 0) + shape.bag
+    held = f"{run.plan.passages:,} vectors of {width}, {4 * width * run.plan.passages / 2**20:,.0f} MiB"
+    return [f"index     {held}, mapped from the disk and searched by the processor; none on a device"]
 
 
 def shortage(run: Run) -> str:
     """What a person should know before training begins: that memory will not do, as predicted; empty where it will, or nothing can be predicted."""
     try:
         capacity_bytes, _ = _capacity(run)
-        needed_bytes = rehearse(replace(run, plan=replace(run.plan, passages=run.plan.passages or PASSAGES))).memory.total_bytes
+        needed_bytes = rehearse(run).memory.total_bytes
     except (ValueError, RuntimeError):  # what cannot be rehearsed may be trained all the same, or says itself why not
         return ""
     if needed_bytes <= capacity_bytes:
@@ -123,7 +119,7 @@ class _Search:
     def __init__(self, run: Run, speed: Speed, capacity_bytes: float, bar: Any) -> None:
         self.run, self.speed, self.capacity_bytes, self.bar = run, speed, capacity_bytes, bar
         self.known: dict[Setting, Rehearsal] = {}
-        cut = schedule.shares(run.task, run.hardware, _class(run).whole_batch)
+        cut = schedule.shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
         micro = min(cut.micro, cut.room.examples or cut.micro)
         self.own = Setting(micro, run.hardware.checkpointing, run.hardware.zero_stage, run.hardware.offload)
         per_device = run.task.global_batch // run.hardware.devices
@@ -154,7 +150,7 @@ class _Search:
 
     def larger(self) -> Forecast | None:
         """The largest micro batch above its own that fits; not for methods that cut the whole batch themselves."""
-        above = [] if _class(self.run).whole_batch else [number for number in self.micros if number > self.own.micro]
+        above = [] if methods.the_class(self.run.task.method).whole_batch else [number for number in self.micros if number > self.own.micro]
         micro = self._largest(self.own, above)
         return self.forecast(replace(self.own, micro=micro)) if micro else None
 
@@ -203,36 +199,6 @@ class _Search:
         return tuple(f"hardware.{names.get(name, name)}={str(value).lower()}" for name, value in pairs if value != getattr(self.own, name))
 
 
-def _extent(run: Run) -> Extent:
-    """What ``run.plan`` says, else the newest prepared corpus, else the reference."""
-    asked = run.plan
-    for name in ("examples", "passages"):
-        if getattr(asked, name) < 0:
-            raise ValueError(f"plan.{name}={getattr(asked, name)}; it must be 1 or more, or 0 for those of the corpus")
-    if not (Path(run.store) / "corpus" / files.CURRENT).is_file():
-        extent = Extent(EXAMPLES, PASSAGES, "as many as the reference has, since no corpus is prepared", ())
-    else:
-        corpus = files.current(Path(run.store), "corpus")
-        passages = [len(row["text"]) for row in islice(files.read_jsonl(corpus.path / "passages.jsonl"), SAMPLED)]
-        texts = [
-            (len(example.question), len(example.answers[0])) for example in islice(prepare.examples(corpus, "train"), SAMPLED) if example.answers
-        ]
-        lengths = tuple((asked, answer, passages[place % len(passages)]) for place, (asked, answer) in enumerate(texts))
-        counts = [_lines(corpus.path / name) for name in ("train.jsonl", "passages.jsonl")]
-        extent = Extent(counts[0], counts[1], f"those of {corpus.path}", lengths)
-    if _class(run).learns_from is not Method.learns_from:
-        bare = "and passages, at least one piece each"
-        extent = replace(extent, examples=extent.examples + (asked.passages or extent.passages), source=f"{extent.source}: questions {bare}")
-    if asked.examples:
-        extent = replace(extent, examples=asked.examples, source="as asked for")
-    return replace(extent, passages=asked.passages or extent.passages)
-
-
-def _lines(path: Path) -> int:
-    with open(path, "rb") as stream:
-        return sum(1 for _ in stream)
-
-
 def _capacity(run: Run) -> tuple[float, str]:
     """Bytes that one process may hold, and whose word that is."""
     asked = run.hardware
@@ -246,37 +212,13 @@ def _capacity(run: Run) -> tuple[float, str]:
     return machine.memory_gib / asked.devices * 2**30, f"this machine's, shared out to {asked.devices} process{'es' * (asked.devices > 1)}"
 
 
-def _typical(run: Run, extent: Extent, speed: Speed) -> Seconds | None:
+def _typical(run: Run, there: Extent, speed: Speed) -> Seconds | None:
     """Seconds of a step whose rows have the corpus's mean lengths."""
-    if not extent.lengths:
+    if not there.lengths:
         return None
-    options = _shortened(run.task.options, run, extent.lengths)
+    options = extent.shortened(run.task.options, run, there.lengths)
     found = rehearse(replace(run, task=replace(run.task, options=options)))
     return seconds.seconds(found.work, found.accumulation, found.trained_parameters, run.hardware, speed)
-
-
-def _shortened(options: Any, run: Run, lengths: Sequence[tuple[int, int, int]]) -> Any:
-    """The same options with each limit of tokens as low as texts cut to it are long in the mean."""
-    reads = hasattr(options, "passages")
-    parts = {
-        "question_tokens": [question for question, _, _ in lengths],
-        "passage_tokens": [passage for _, _, passage in lengths],
-        "source_tokens": [question + passage * reads for question, _, passage in lengths],
-        "answer_tokens": [answer for _, answer, _ in lengths],
-        "tokens": [length for question, _, passage in lengths for length in (question, passage)],
-    }
-    own = _class(run).needs
-    changed: dict[str, Any] = {}
-    for entry in fields(options):
-        value = getattr(options, entry.name)
-        if entry.name in parts:
-            by_encoder = entry.name in ("question_tokens", "passage_tokens") or "generator" not in own
-            ratio = TOKENS_A_CHARACTER[run.model.encoder.vocabulary_unit if by_encoder else "sentencepiece"]
-            cut = [min(value, ratio * length + 2) for length in parts[entry.name]]
-            changed[entry.name] = math.ceil(sum(cut) / len(cut))
-        elif entry.name == "retriever":
-            changed[entry.name] = _shortened(value, run, lengths)
-    return replace(options, **changed)
 
 
 def _title(run: Run, search: _Search) -> tuple[str, ...]:
@@ -284,7 +226,7 @@ def _title(run: Run, search: _Search) -> tuple[str, ...]:
     fixed = f", {found.frozen_parameters / 1e6:.1f} million fixed" if found.frozen_parameters else ""
     ways = [f"{asked.devices} x {asked.device}", asked.precision, f"ZeRO {asked.zero_stage}"]
     ways += ["checkpointing"] * asked.checkpointing + ["offload"] * asked.offload
-    if _class(run).whole_batch:
+    if methods.the_class(run.task.method).whole_batch:
         tokens = f", {asked.micro_tokens:,} tokens" if asked.micro_tokens else ""
         share = f"{found.micro} on each device; held at once: {search.own.micro} at most{tokens}"
     else:
@@ -294,7 +236,3 @@ def _title(run: Run, search: _Search) -> tuple[str, ...]:
         ", ".join(ways),
         f"{run.task.global_batch} examples a step: {share}",
     )
-
-
-def _class(run: Run) -> type[Method]:
-    return methods.the_class(methods.load(run.task.method))

@@ -51,7 +51,7 @@ def rehearse(run: Run) -> Rehearsal:
 
     Raises ValueError where the run could not start. Of ``model.*.pretrained`` only the shape is read.
     """
-    cut = schedule.shares(run.task, run.hardware, methods.the_class(methods.load(run.task.method)).whole_batch)
+    cut = schedule.shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = stand_in(run)
     method.room = cut.room
@@ -69,7 +69,7 @@ def rehearse(run: Run) -> Rehearsal:
 def stand_in(run: Run) -> Method:
     """As ``assemble.fresh`` makes it, but for what it is made from: vocabularies of ten characters, whose networks have their full size."""
     module = methods.load(run.task.method)
-    needs = methods.the_class(module).needs
+    needs = methods.the_class(run.task.method).needs
     shapes = Model(encoder.outline(run.model.encoder), generator.outline(run.model.generator))
     names = [name for example in examples(run) for name in (*example.positives, *example.negatives)]
     parts: dict[str, Any] = {"library": {name: Passage(name, _text(run.task.options), "") for name in names}}

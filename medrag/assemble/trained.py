@@ -69,7 +69,7 @@ def newest(store: Path, name: str) -> tuple[Artifact, Artifact | None]:
 
     Raises ValueError where that is stale.
     """
-    needs = methods.the_class(methods.load(methods.plain(name))).needs
+    needs = methods.the_class(methods.plain(name)).needs
     artifact = files.current(store, name)
     if "index" in needs:
         return artifact, _newest_descendant(store, artifact)
@@ -94,7 +94,7 @@ def restore(artifact: Artifact, index: Artifact | None) -> Method:
     """A trained method with its weights, on the CPU, and with ``index`` where it retrieves."""
     description = json.loads((artifact.path / DESCRIPTION).read_text("utf-8"))
     module = methods.load(description["method"])
-    needs = methods.the_class(module).needs
+    needs = methods.the_class(description["method"]).needs
     options = typed(module.Config, description["options"])
     parts: dict[str, Any] = {}
     data = artifact.parent("corpus")

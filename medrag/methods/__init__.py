@@ -168,8 +168,9 @@ def check(module: ModuleType, options: object) -> None:
         found(options)
 
 
-def the_class(module: ModuleType) -> type[Method]:
-    """The one subclass of Method that a method's module defines."""
+def the_class(name: str) -> type[Method]:
+    """The class of the method of this name: the one subclass of Method that its module defines."""
+    module = load(name)
     return next(
         value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     )

@@ -36,7 +36,7 @@ def run_of(task: str, size: str, precision: str) -> Run:
 def measured(run: Run, steps: int) -> float:
     """Processor seconds of the fastest step."""
     torch.manual_seed(0)
-    cut = schedule.shares(run.task, run.hardware, methods.the_class(methods.load(run.task.method)).whole_batch)
+    cut = schedule.shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
     method = rehearsal.stand_in(run)
     method.room = cut.room
     engine = Engine(method, run.task, run.hardware, cut)

@@ -31,7 +31,7 @@ SMALL = {
 
 
 def _needing(*parts: str) -> list[str]:
-    return [name for name in methods.names() if methods.the_class(methods.load(name)).needs & set(parts)]
+    return [name for name in methods.names() if methods.the_class(name).needs & set(parts)]
 
 
 TOLD_BY_TOKEN = {"closed_book", "fid", "rag_token"}
@@ -51,7 +51,7 @@ def small(module: ModuleType) -> Any:
 def make(name: str, tiny: Tiny) -> Method:
     """The method with what it needs, having remembered the corpus; one that needs an index keeps no passage encoder, as in training."""
     module = methods.load(name)
-    needs = methods.the_class(module).needs
+    needs = methods.the_class(name).needs
     finder = tiny.retriever(remember=False) if needs & {"context_encoder", "index"} else None
     parts = Parts(finder, tiny.generator() if "generator" in needs else None, tiny.library)
     if "encoder" in needs:
@@ -73,7 +73,7 @@ def test_a_module_holds_a_config_one_final_method_and_build(name: str) -> None:
     module.Config()
     own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
     made = [value for value in own if issubclass(value, Method)]
-    assert len(made) == 1 and made[0] is methods.the_class(module)
+    assert len(made) == 1 and made[0] is methods.the_class(name)
     assert made[0].__bases__ == (Method,), "no inheritance deeper than one"
     assert getattr(made[0], "__final__", False)
     assert made[0].needs and made[0].needs <= NEEDS

@@ -45,7 +45,7 @@ def measured_bytes(run: Run) -> int:
 
 def take_steps(run: Run, between: Callable[[], None]) -> None:
     """Two steps; the second, before which ``between`` is called, is recorded under a name."""
-    cut = schedule.shares(run.task, run.hardware, methods.the_class(methods.load(run.task.method)).whole_batch)
+    cut = schedule.shares(run.task, run.hardware, methods.the_class(run.task.method).whole_batch)
     method = rehearsal.stand_in(run)
     engine = Engine(method, run.task, run.hardware, cut)
     method.room = cut.room

@@ -10,7 +10,7 @@ import pytest
 from commands import DENSE, TINY
 
 from medrag.__main__ import main
-from medrag.assemble import planning
+from medrag.assemble import extent, planning
 from medrag.assemble.planning import Setting
 from medrag.config import compose
 from medrag.plan import forecast
@@ -126,9 +126,9 @@ def test_a_prepared_corpus_says_how_many_and_how_long(corpus: Path, capsys: pyte
     told = capsys.readouterr().out
     assert "8,000 examples, as asked for" in told and "rows of the corpus" in told
     dense = compose([*DENSE, *TINY])
-    options = planning._shortened(dense.task.options, dense, [(10, 50, 12), (40, 50, 30)])
+    options = extent.shortened(dense.task.options, dense, [(10, 50, 12), (40, 50, 30)])
     assert (options.retriever.question_tokens, options.retriever.passage_tokens) == (14, 19)
-    bare = planning._extent(compose(["task=mlm", f"store={corpus}"]))
+    bare = extent.of_run(compose(["task=mlm", f"store={corpus}"]))
     assert bare.examples == len(lines) + bare.passages
 
 

@@ -174,7 +174,7 @@ def test_what_was_skipped_is_logged_apart(tmp_path: Path) -> None:
 def test_tokens_are_those_of_the_texts(name: str, tiny: Tiny) -> None:
     """Padding is not counted; what a method looks up in its forward pass is not known, so its speed is told in examples."""
     module = methods.load(name)
-    needs = methods.the_class(module).needs
+    needs = methods.the_class(name).needs
     parts = Parts(tiny.retriever(), tiny.generator(), tiny.library, encoder=tiny.encoder(), wordpiece=tiny.wordpiece)
     method = module.build(module.Config(**({"tokens": 48} if "tokens" in module.Config.__dataclass_fields__ else {})), parts)
     examples = list(method.learns_from(tiny.examples[:5], tiny.passages))[:5]
