@@ -239,7 +239,10 @@ def _ask(positional: list[str], overrides: list[str]) -> int:
             response = _streamed(responses.stream(method, question, run.answer))
         else:
             response = responses.answered(method, question, run.answer)
-            print(response["answer"] if response["refused"] else _cited(response["sentences"]))
+            print(response["answer"] if response["refused"] or response["emergency"] else _cited(response["sentences"]))
+        if response["emergency"]:
+            print(f"  〔紧急情况 {response['emergency']}：按规则识别，未检索，未使用模型〕\n")
+            continue
         _show(response)
         for name, other in beside.items():
             # nothing is refused here, so that methods can be compared; doses without a passage are withheld all the same
@@ -257,6 +260,8 @@ def _streamed(pieces: Iterator[str | dict[str, Any]]) -> dict[str, Any]:
         if isinstance(piece, str):
             told = True
             print(piece, end="", flush=True)
+        elif piece["emergency"]:
+            print(piece["answer"])
         elif piece["refused"]:
             print(("\n〔以上文字依据不足，不作为回答〕\n" if told else "") + piece["answer"])
         else:
@@ -298,7 +303,8 @@ def _infer(positional: list[str], overrides: list[str]) -> int:
     artifact, index = trained.newest(Path(run.store), run.answer.method)
     identity = files.fingerprint([artifact.hash, index.hash if index else ""])
     counts = infer.infer(trained.live(run, artifact, index), run.answer, Path(positional[0]), Path(positional[1]), identity)
-    print(f"{positional[1]}: {counts['rows']} rows; answered {counts['answered']}, refused {counts['refused']}, errors {counts['errors']}")
+    told = ", ".join(f"{what} {counts[what]}" for what in ("answered", "refused", "emergencies", "errors"))
+    print(f"{positional[1]}: {counts['rows']} rows; {told}")
     return 0
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medrag import files, methods, text
 from medrag.methods import Method
-from medrag.responses import Config, answer_in_batches, check, respond, threshold
+from medrag.responses import Config, answer_in_batches, check, respond, threshold, urgent
 
 QUESTION_LIMIT_CHARACTERS = 2000
 
@@ -52,7 +52,7 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
     else:
         files.write_json(claim, stated)
     done = _whole_rows(partial)
-    counts = {"rows": total, "answered": 0, "refused": 0, "errors": 0}
+    counts = {"rows": total, "answered": 0, "refused": 0, "emergencies": 0, "errors": 0}
     rows = _rows(source)
     for _ in range(done):
         next(rows)
@@ -67,7 +67,7 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
             os.fsync(stream.fileno())
             bar.update(len(window))
     for written in files.read_jsonl(partial):
-        counts["errors" if "error" in written else "refused" if written["refused"] else "answered"] += 1
+        counts["errors" if "error" in written else "refused" if written["refused"] else "emergencies" if written["emergency"] else "answered"] += 1
     os.replace(partial, target)
     claim.unlink()
     return counts
@@ -77,12 +77,22 @@ def _window(method: Method, config: Config, window: Sequence[dict[str, Any]]) ->
     good = [place for place, row in enumerate(window) if "error" not in row]
     out = [dict(row) for row in window]
     refuse_below = threshold(method, config)
-    questions = [str(window[place]["question"]) for place in good]
+    calm = list[int]()
+    for place in good:
+        emergency = urgent(str(window[place]["question"]))
+        if emergency is None:
+            calm.append(place)
+        else:
+            out[place] = _named(window[place]) | emergency
+    questions = [str(window[place]["question"]) for place in calm]
     for place, answer in answer_in_batches(method, questions, config.batch_questions):
-        row = window[good[place]]
-        kept = {"row": row["row"]} | ({"id": row["id"]} if "id" in row else {})
-        out[good[place]] = kept | respond(questions[place], answer, config, methods.name_of(method), refuse_below)
+        out[calm[place]] = _named(window[calm[place]]) | respond(questions[place], answer, config, methods.name_of(method), refuse_below)
     return out
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """What an output row keeps of its input row, besides the question."""
+    return {"row": row["row"]} | ({"id": row["id"]} if "id" in row else {})
 
 
 def _whole_rows(partial: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from medrag import confidence, grounding, methods, text
+from medrag import confidence, grounding, methods, safety, text
 from medrag.generator import decoding, quantized
 from medrag.generator.decoding import Decoding
 from medrag.methods import Method
@@ -106,8 +106,18 @@ def respond(question: str, answer: Answer, config: Config, method: str, refuse_b
             for hit in hits
         ],
         "method": method,
+        "emergency": "",
         "label": LABEL,
     }
+
+
+def urgent(question: str) -> dict[str, Any] | None:
+    """Where a question tells of an emergency (``safety``): what to do, in the form of ``respond``, without a method. Otherwise None."""
+    found = safety.emergency(question)
+    if found is None:
+        return None
+    nothing: dict[str, Any] = {"refused": False, "reason": "", "confidence": 0.0, "sentences": [], "withheld": {}, "evidence": [], "method": ""}
+    return {"question": question, "answer": found.advice} | nothing | {"emergency": found.kind, "label": LABEL}
 
 
 def _evidence(supporting: Sequence[int | None], hits: int, limit: int) -> list[int]:
@@ -127,7 +137,9 @@ def answer_in_batches(method: Method, questions: Sequence[str], batch_questions:
 
 
 def answered(method: Method, question: str, config: Config) -> dict[str, Any]:
-    """``respond`` to one question."""
+    """``respond`` to one question, or at once where it is ``urgent``."""
+    if (emergency := urgent(question)) is not None:
+        return emergency
     ((_, answer),) = answer_in_batches(method, [question], 1)
     return respond(question, answer, config, methods.name_of(method), threshold(method, config))
 
@@ -137,7 +149,11 @@ def stream(method: Method, question: str, config: Config) -> Iterator[str | dict
 
     What passages say is known at the end only: from the first sentence on that holds a number, none is given out before it has been checked,
     nor is any where the retriever doubts that the question can be answered. The response may still be a refusal: it stands, not the pieces.
+    To an ``urgent`` question there is the response alone.
     """
+    if (emergency := urgent(question)) is not None:
+        yield emergency
+        return
     written, checked, told, held = "", 0, "", _doubtful(method, question, config)
     for piece in method.stream(question):
         if isinstance(piece, Answer):

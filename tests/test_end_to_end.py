@@ -99,10 +99,10 @@ def test_citations_follow_the_sentences_they_belong_to(capsys: pytest.CaptureFix
 
     sentences = [sentence("多喝水。", 1), sentence("多休息。", 1), sentence("少看手机。", 2), sentence("祝您健康！", None)]
     assert _cited(sentences) == "多喝水。多休息。[1]少看手机。[2]祝您健康！〔无依据〕" and _cited([]) == ""
-    response = {"refused": False, "sentences": sentences}
+    response = {"refused": False, "emergency": "", "sentences": sentences}
     assert _streamed(iter(["多喝水。", "多休息。少看手机。", "祝您健康！", response])) is response
     assert capsys.readouterr().out == "多喝水。多休息。少看手机。祝您健康！\n  逐句依据：[1][1][2]〔无依据〕\n"
-    refused = {"refused": True, "answer": "无法回答。", "sentences": []}
+    refused = {"refused": True, "emergency": "", "answer": "无法回答。", "sentences": []}
     _streamed(iter(["多喝水。", refused]))
     assert capsys.readouterr().out == "多喝水。\n〔以上文字依据不足，不作为回答〕\n无法回答。\n"
     _streamed(iter([refused]))
@@ -176,7 +176,7 @@ def test_passages_come_and_go_without_building_anew(store: Path, tmp_path: Path,
     ("arguments", "words"),
     [
         ([], "medrag prepare SOURCE"),
-        (["fly"], "allowed: prepare, train, index"),
+        (["fly"], "allowed: prepare, plan, train, index"),
         (["prepare"], "no source was named"),
         (["prepare", "nowhere.jsonl"], "no such file"),
         (["prepare", "corpora"], "a folder was given"),
@@ -223,7 +223,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
 def test_doctor_and_config_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "2080ti" in out and "fits here" in out and "torch" in out
+    assert "2080ti" in out and "best here: hardware=cpu" in out and "torch" in out
     assert main(["config", "task=rag_sequence"]) == 0
     assert "rag_sequence: thorough" in capsys.readouterr().out
     assert main(["--help"]) == 0

@@ -75,7 +75,7 @@ def test_rows_come_out_in_order_with_evidence_confidence_and_reasons(tmp_path: P
     assert rows[0]["evidence"] == [{"id": "p1", "score": 2.0, "source": "s", "title": "", "text": "依据"}]
     assert rows[-1]["refused"] and rows[-1]["reason"] == "weak_evidence" and rows[-1]["answer"] == responses.REFUSAL
     assert rows[-1]["confidence"] == 0.0 and rows[0]["confidence"] == 0.9
-    assert counts == {"rows": 21, "answered": 20, "refused": 1, "errors": 0}
+    assert counts == {"rows": 21, "answered": 20, "refused": 1, "emergencies": 0, "errors": 0}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
