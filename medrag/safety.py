@@ -73,9 +73,9 @@ def emergency(question: str) -> Emergency | None:
 
 
 def _told(asked: str) -> str:
-    """The clauses that tell of somebody now; empty where the whole question is about a story, an examination, a lesson."""
+    """The clauses that tell of somebody now; empty where it is about a story, a lesson, a case, and nothing is said of now."""
     parts, _ = _read()
-    if parts["study"].search(asked):
+    if parts["study"].search(asked) and not parts["now"].search(asked):
         return ""
     kept = []
     for clause in _CLAUSES.split(asked):

@@ -193,3 +193,13 @@ def test_a_partial_output_from_another_index_is_refused(tmp_path: Path, monkeypa
     files.set_current(store, "index", before.path)
     assert main(command) == 0
     assert [row["row"] for row in read(target)] == list(range(1, 7))
+
+
+def test_emergencies_are_rows_that_no_method_sees(tmp_path: Path) -> None:
+    asked = [{"id": n, "question": "我妈喝农药了，怎么办" if n % 3 == 1 else f"第{n}个问题"} for n in range(9)]
+    method, target = Echo(), tmp_path / "out.jsonl"
+    counts = infer.infer(method, SMALL, write(tmp_path / "in.jsonl", asked), target, "m", False)
+    rows = read(target)
+    assert [row["id"] for row in rows] == list(range(9)) and [row["emergency"] for row in rows] == ["", "poisoning", ""] * 3
+    assert counts == {"rows": 9, "answered": 6, "refused": 0, "emergencies": 3, "errors": 0}
+    assert sorted(method.asked) == sorted(row["question"] for row in asked if row["question"] != "我妈喝农药了，怎么办")

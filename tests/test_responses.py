@@ -130,3 +130,12 @@ def test_answers_are_calibrated_in_one_place() -> None:
     assert responses.answered(method, "问？", Config())["reason"] == "weak_evidence"
     method.said = Answer("", (), 0.0, 0.0)
     assert next(responses.answer_in_batches(method, ["问？"], 4))[1] == method.said
+
+
+def test_an_emergency_is_answered_before_anything_is_asked_of_a_method() -> None:
+    method, question = Writer("多喝水。", "多喝水。"), "我妈喝农药了，怎么办"
+    out = responses.answered(method, question, Config())
+    assert (out["emergency"], out["refused"], out["evidence"], out["method"]) == ("poisoning", False, [], "") and "120" in out["answer"]
+    assert list(responses.stream(method, question, Config())) == [out]
+    calm = responses.answered(method, "问？", Config())
+    assert calm["emergency"] == "" and set(calm) == set(out)
