@@ -202,4 +202,4 @@ def test_emergencies_are_rows_that_no_method_sees(tmp_path: Path) -> None:
     rows = read(target)
     assert [row["id"] for row in rows] == list(range(9)) and [row["emergency"] for row in rows] == ["", "poisoning", ""] * 3
     assert counts == {"rows": 9, "answered": 6, "refused": 0, "emergencies": 3, "errors": 0}
-    assert sorted(method.asked) == sorted(row["question"] for row in asked if row["question"] != "我妈喝农药了，怎么办")
+    assert sorted(method.asked) == sorted(str(row["question"]) for row in asked if row["question"] != "我妈喝农药了，怎么办")
