@@ -11,7 +11,7 @@ test: .venv/ready
 	ruff check .
 	mypy
 	lint-imports
-	python -m pytest -n 2 --dist loadfile $(PYTEST)
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .venv/ready: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medrag needs Python 3.11 or newer; say PYTHON=python3.11")'

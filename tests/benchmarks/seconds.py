@@ -1,10 +1,13 @@
 """Seconds that `medrag plan` predicts beside those that the same steps take on this CPU, as JSON lines.
 
     python tests/benchmarks/seconds.py [--steps 2] [--tasks dense closed_book rag_token fid] [--sizes tiny small reference] [--precision fp32]
+    python tests/benchmarks/seconds.py --ways [--steps 2] [--tasks closed_book rag_token] [--sizes reference]
 
 A step is the training engine's: forward, backward, clipping and AdamW, one process with one thread, every row full, random weights. Measured is the
 processor time of the fastest step after a first one, so that other programs of the machine count as little as can be; the machine's speed is
 measured anew for each line. The last line has the ratio predicted / measured over all: geometric mean, smallest and largest.
+
+``--ways``: what less memory costs in speed: the same step of four examples at once, one at a time, and at once but recomputed.
 """
 
 from __future__ import annotations
@@ -31,6 +34,22 @@ def run_of(task: str, size: str, precision: str) -> Run:
     micro = MICRO[size]
     words = [f"task={task}", f"model={size}", "hardware=cpu", "hardware.devices=1", "hardware.threads=1", f"hardware.precision={precision}"]
     return compose([*words, f"hardware.micro_batch.{task}={2 * micro if task == 'dense' else micro}", f"task.global_batch={2 * micro}"])
+
+
+WAYS = {
+    "at once": ["hardware.micro_batch.default=4"],
+    "one at a time": ["hardware.micro_batch.default=1"],
+    "recomputed": ["hardware.micro_batch.default=4", "hardware.checkpointing=true"],
+}
+
+
+def compare_ways(task: str, size: str, steps: int) -> None:
+    first = 0.0
+    for name, words in WAYS.items():
+        start = [f"task={task}", f"model={size}", "hardware=cpu", "hardware.devices=1", "hardware.threads=1", "task.global_batch=4"]
+        taken = measured(compose([*start, *words]), steps)
+        first = first or taken
+        print(json.dumps({"task": task, "model": size, "way": name, "seconds": round(taken, 2), "times": round(taken / first, 3)}), flush=True)
 
 
 def measured(run: Run, steps: int) -> float:
@@ -67,9 +86,15 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["dense", "closed_book", "rag_token", "fid"])
     parser.add_argument("--sizes", nargs="+", default=list(MICRO), choices=list(MICRO))
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--ways", action="store_true")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     train.connect(run_of("dense", "tiny", "fp32").hardware)
+    if asked.ways:
+        for size in asked.sizes:
+            for task in asked.tasks:
+                compare_ways(task, size, asked.steps)
+        return
     ratios = []
     for size in asked.sizes:
         for task in asked.tasks:

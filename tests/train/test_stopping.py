@@ -175,7 +175,7 @@ def test_a_signal_before_training_ends_with_one_line(devices: int, corpus: Path,
     store = copy_of(corpus, tmp_path / "store")
     run = Started(store, tmp_path / "told", sys.executable, "-m", "medrag", "train", f"store={store}", f"hardware.devices={devices}", *RUN)
     try:
-        run.wait(lambda: any("torch" in library.path for process in run.ranks() for library in process.memory_maps()) and len(run.ranks()) == devices)
+        run.wait(lambda: sum(any("torch" in library.path for library in process.memory_maps()) for process in run.ranks()) == devices)
         run.process.send_signal(signal.SIGTERM)
         run.wait(run.gone)
     finally:

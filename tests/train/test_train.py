@@ -22,7 +22,6 @@ from medrag.train import checkpoints
 
 CHUNKS = {
     "whole": ["hardware.devices=1"],
-    "chunks": ["hardware.devices=1", "hardware.micro_batch.dense=3", "hardware.zero_stage=1"],
     "ranks and chunks": ["hardware.devices=2", "hardware.micro_tokens=48", "hardware.zero_stage=2"],
 }
 
