@@ -110,15 +110,17 @@ def _prepare(positional: list[str], overrides: list[str]) -> int:
 
 def _train(positional: list[str], overrides: list[str]) -> int:
     from medrag import assemble, config, train
-    from medrag.assemble import planning
 
     _nothing(positional, "train")
     run = config.compose(overrides)
     on_card = run.hardware.device == "cuda"
     if not train.launched() and (on_card or run.hardware.devices > 1):
         assemble.ready(run)
-        if on_card and (short := planning.shortage(run)):
-            print(f"medrag: {short}", file=sys.stderr)
+        if on_card:
+            from medrag.assemble import planning
+
+            if short := planning.shortage(run):
+                print(f"medrag: {short}", file=sys.stderr)
         if run.hardware.devices > 1:
             return train.relaunch(overrides, run.hardware)
     try:
