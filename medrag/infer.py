@@ -67,7 +67,9 @@ def infer(method: Method, config: Config, source: Path, target: Path, identity: 
             os.fsync(stream.fileno())
             bar.update(len(window))
     for written in files.read_jsonl(partial):
-        counts["errors" if "error" in written else "refused" if written["refused"] else "emergencies" if written.get("emergency") else "answered"] += 1
+        counts[
+            "errors" if "error" in written else "refused" if written["refused"] else "emergencies" if written.get("emergency") else "answered"
+        ] += 1
     os.replace(partial, target)
     claim.unlink()
     return counts
