@@ -47,6 +47,11 @@ class Hardware:
     """the build of faiss that searches on the chip, or what does instead"""
 
 
+def stage_run(hardware: Hardware) -> int:
+    """The stage of ZeRO that DeepSpeed is told: half precision is run as the first at least (``train.engines`` says why)."""
+    return hardware.zero_stage or int(hardware.precision != "fp32")
+
+
 def check(hardware: Hardware) -> None:
     """Raise ValueError where a value is not allowed or the chip cannot do it."""
     for name, value, allowed in (

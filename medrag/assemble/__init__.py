@@ -28,7 +28,6 @@ from medrag.vocabulary import Sentencepiece, Wordpiece
 
 UNLEARNED = ("save_every_minutes", "exploded_above", "most_skipped")
 """keys of a task that change nothing about a run that goes well"""
-LOG = "log.jsonl"
 PICTURE = "training.png"
 RESHAPED = ("dropout", "pooling", "similarity", "temperature", "shared", "bag_dropout", "bag_share")
 """keys of the encoder that may differ between what it starts from and what it becomes"""
@@ -156,8 +155,8 @@ def _publish(run: Run, data: Corpus, name: str, folder: Path, state: train.State
         trained.save(best, staging)
         if calibrator := calibrating.calibrate(best.method.eval(), data.dev):
             files.write_json(staging / calibrating.FILE, calibrator.state())
-        shutil.copyfile(folder / LOG, staging / LOG)
-        picture.write(files.read_jsonl(folder / LOG), state.best_step, staging / PICTURE)
+        shutil.copyfile(folder / train.LOG, staging / train.LOG)
+        picture.write(files.read_jsonl(folder / train.LOG), state.best_step, staging / PICTURE)
 
 
 def _check_start(run: Run) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medrag.hardware import Hardware
+from medrag.hardware import Hardware, stage_run
 from medrag.plan.tracing import GRADIENTS, WEIGHTS, Traced
 
 PARTS = (
@@ -84,23 +84,18 @@ class Sharing:
             self.made.append(torch.empty(elements, dtype=kind))
 
 
-def stage(hardware: Hardware) -> int:
-    """Of ZeRO: half precision is at least at the first."""
-    return hardware.zero_stage or int(hardware.precision != "fp32")
-
-
 def accumulates(hardware: Hardware, accumulation: int) -> bool:
     """Whether the parameters' own gradients are there when a step's last micro batch begins."""
-    return accumulation > 1 and stage(hardware) < 2
+    return accumulation > 1 and stage_run(hardware) < 2
 
 
 def sharing(trained: Sequence[int], hardware: Hardware, bucket_elements: int, accumulation: int) -> Sharing | None:
     """What becomes of gradients in the backward pass; None where nothing does. ``trained``: elements of each trained parameter."""
-    if stage(hardware) == 0:
+    if stage_run(hardware) == 0:
         return None
-    stay = stage(hardware) == 1 and not _overlapped(hardware)
-    kept = 0 if stay or stage(hardware) == 3 or hardware.offload else sum(trained) // hardware.devices
-    there = stage(hardware) == 3 or accumulates(hardware, accumulation)
+    stay = stage_run(hardware) == 1 and not _overlapped(hardware)
+    kept = 0 if stay or stage_run(hardware) == 3 or hardware.offload else sum(trained) // hardware.devices
+    there = stage_run(hardware) == 3 or accumulates(hardware, accumulation)
     return Sharing(0 if there else 1 + _overlapped(hardware), bucket_elements, kept, stay)
 
 
@@ -112,7 +107,7 @@ def predict(
     ``trained`` and ``frozen``: elements of each parameter; ``bucket_elements``: of a bucket of gradients; ``together``: whether ZeRO 3 gathers all
     weights at once, as for methods that contrast the whole batch.
     """
-    zero, on_card = stage(hardware), hardware.device == "cuda"
+    zero, on_card = stage_run(hardware), hardware.device == "cuda"
     all_elements, width = sum(trained) + sum(frozen), 4 if hardware.precision == "fp32" else 2
     share = sum(trained) // hardware.devices if zero else sum(trained)
     weights, gathered = traced.parts[WEIGHTS], 0

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from medrag.hardware import Hardware
+from medrag.hardware import Hardware, stage_run
 
 NOTHING_DONE = frozenset({"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "_local_scalar_dense"})
 """calls that touch no element, beside views"""
@@ -137,7 +137,7 @@ def estimate(work: Work, speed: Speed) -> float:
 def seconds(work: Work, micro_batches: int, trained_parameters: int, hardware: Hardware, speed: Speed) -> Seconds:
     """Of a step, whose micro batches each take ``work``."""
     half = hardware.precision != "fp32"
-    stage = hardware.zero_stage or int(half)  # DeepSpeed keeps what half precision steps with as the first stage does
+    stage = stage_run(hardware)
     devices, width = hardware.devices, 2 if half else 4
     own = trained_parameters / (devices if stage else 1)
     moved = own * (ADAM_BYTES + CAST_BYTES * half)

@@ -29,7 +29,7 @@ from medrag.train.launching import connect, launched, parted, processes_here, re
 from medrag.train.progress import BOARD, LOG, Progress, count_tokens, peak_memory_gib
 from medrag.types import Example
 
-__all__ = ["BEST", "BOARD", "State", "connect", "deepspeed_config", "fit", "launched", "parted", "processes_here", "relaunch"]
+__all__ = ["BEST", "BOARD", "LOG", "State", "connect", "deepspeed_config", "fit", "launched", "parted", "processes_here", "relaunch"]
 
 
 def fit(method: Method, train: Sequence[Example], dev: Sequence[Example], task: Task, hardware: Hardware, seed: int, folder: Path) -> State:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medrag import weights
-from medrag.hardware import Hardware
+from medrag.hardware import Hardware, stage_run
 from medrag.methods import Batch, Method
 from medrag.schedule import Shares, Task
 
@@ -57,7 +57,7 @@ def deepspeed() -> Any:
 def deepspeed_config(task: Task, hardware: Hardware, cut: Shares) -> dict[str, Any]:
     """DeepSpeed's JSON."""
     zero: dict[str, Any] = {
-        "stage": _stage(hardware),
+        "stage": stage_run(hardware),
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
         "stage3_param_persistence_threshold": KEPT_ELEMENTS,
@@ -90,7 +90,7 @@ class Engine:
     def __init__(self, method: Method, task: Task, hardware: Hardware, cut: Shares) -> None:
         """Raises ValueError where ``hardware`` asks for what DeepSpeed cannot do."""
         self.method = method
-        self._stage = _stage(hardware)
+        self._stage = stage_run(hardware)
         self._trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
         masters = {name: _kept(parameter) for name, parameter in self._trained.items()} if hardware.precision != "fp32" else {}
         self._frozen = {name: _kept(parameter) for name, parameter in method.named_parameters() if not parameter.requires_grad}
@@ -298,11 +298,6 @@ class Engine:
         for hook in (*offload.forward_hooks, *offload.backward_hooks):
             if not any(hook.hooks_dict_ref() is own for own in (method._forward_hooks, method._forward_pre_hooks)):
                 hook.remove()
-
-
-def _stage(hardware: Hardware) -> int:
-    """Of ZeRO, as DeepSpeed is told."""
-    return hardware.zero_stage or int(hardware.precision != "fp32")
 
 
 def _kept(parameter: nn.Parameter) -> Tensor:
