@@ -26,6 +26,7 @@ USAGE = """medrag: Chinese medical question answering with retrieval
   medrag index add FILE... | remove ID...    add passages, or take some out, without building anew (remove --from FILE: one id a line)
   medrag ask QUESTION...                     answer, evidence, confidence
   medrag infer QUESTIONS.jsonl ANSWERS.jsonl batch inference, resumable
+  medrag serve                               HTTP service with an API and a page, on http://127.0.0.1:8000
   medrag evaluate                            scores with intervals, and an HTML report
   medrag doctor                              what this machine has, and which presets fit
 
@@ -321,6 +322,15 @@ def _evaluate(positional: list[str], overrides: list[str]) -> int:
     return 0
 
 
+def _serve(positional: list[str], overrides: list[str]) -> int:
+    from medrag import config
+    from medrag.assemble import serving
+
+    _nothing(positional, "serve")
+    serving.run_service(config.compose(overrides))
+    return 0
+
+
 def _doctor(positional: list[str], overrides: list[str]) -> int:
     from medrag import config, files
     from medrag.plan import machine
@@ -354,6 +364,7 @@ VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
     "ask": _ask,
     "infer": _infer,
     "evaluate": _evaluate,
+    "serve": _serve,
     "doctor": _doctor,
     "config": _config,
 }

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medrag import encoder, evaluate, generator, methods, plan, prepare, responses, workers
+from medrag import encoder, evaluate, generator, methods, plan, prepare, responses, serve, workers
 from medrag.hardware import Hardware
 from medrag.schedule import Task
 from medrag.search import Search
@@ -52,6 +52,7 @@ class Run:
     answer: responses.Config = field(default_factory=responses.Config)
     evaluate: evaluate.Config = field(default_factory=evaluate.Config)
     plan: plan.Config = field(default_factory=plan.Config)
+    serve: serve.Config = field(default_factory=serve.Config)
 
 
 def presets(axis: str) -> list[str]:

@@ -95,15 +95,26 @@ def ground(text: str, passages: Sequence[str]) -> Grounded:
     sentences, kept, start = list[Sentence](), "", 0
     for piece in texts.sentences(text):
         said = _read(piece)
-        windows = [_windows(passage, 1 if said.dose else WINDOW_SENTENCES) for passage in passages]
-        support, place = max(((said.support(window), -place) for place, some in enumerate(windows) for window in some), default=(0.0, 0))
+        support, place = _best(said, passages)
         supported = support >= SUPPORTED
         withheld = "dose" if said.dose and not supported else ""
-        sentences.append(Sentence(piece, -place if supported else None, support, withheld))
+        sentences.append(Sentence(piece, place if supported else None, support, withheld))
         begin = text.index(piece, start)
         kept += text[start:begin] + ("" if withheld else piece)
         start = begin + len(piece)
     return Grounded(tuple(sentences), _copied(text, passages), (kept + text[start:]).strip())
+
+
+def _best(said: _Said, passages: Sequence[str]) -> tuple[float, int]:
+    """The best support of a sentence, 0..1, and the first passage that gives it; none is read after one that says all of it."""
+    best, best_place = 0.0, 0
+    for place, passage in enumerate(passages):
+        for window in _windows(passage, 1 if said.dose else WINDOW_SENTENCES):
+            if (support := said.support(window)) > best:
+                best, best_place = support, place
+        if best == 1.0:
+            break
+    return best, best_place
 
 
 def has_number(text: str) -> bool:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medrag import files, methods, text
 from medrag.methods import Method
-from medrag.responses import Config, answer_in_batches, check, respond, threshold, urgent
+from medrag.responses import Config, answer_in_batches, check, respond, settled, threshold
 
 QUESTION_LIMIT_CHARACTERS = 2000
 
@@ -81,11 +81,11 @@ def _window(method: Method, config: Config, window: Sequence[dict[str, Any]]) ->
     refuse_below = threshold(method, config)
     calm = list[int]()
     for place in good:
-        emergency = urgent(str(window[place]["question"]))
-        if emergency is None:
+        response = settled(str(window[place]["question"]))
+        if response is None:
             calm.append(place)
         else:
-            out[place] = _named(window[place]) | emergency
+            out[place] = _named(window[place]) | response
     questions = [str(window[place]["question"]) for place in calm]
     for place, answer in answer_in_batches(method, questions, config.batch_questions):
         out[calm[place]] = _named(window[calm[place]]) | respond(questions[place], answer, config, methods.name_of(method), refuse_below)

@@ -19,6 +19,7 @@ from medrag.types import Answer
 
 LABEL = "AI 生成，仅供参考，不能替代医生诊断"
 REFUSAL = "现有资料中没有找到足够可靠的依据，无法回答这个问题。请咨询医生；如情况紧急，请立即拨打120或前往急诊。"
+NO_PRESCRIPTION = "这里不能开处方，也不能代替医生开药。处方药请由医生当面或通过正规互联网医院看过之后开具；如情况紧急，请立即拨打120或前往急诊。"
 CHOSEN = -1.0
 UNCALIBRATED = 0.15
 """the threshold of a method whose confidence is the bare probability of its tokens"""
@@ -111,13 +112,17 @@ def respond(question: str, answer: Answer, config: Config, method: str, refuse_b
     }
 
 
-def urgent(question: str) -> dict[str, Any] | None:
-    """Where a question tells of an emergency (``safety``): what to do, in the form of ``respond``, without a method. Otherwise None."""
-    found = safety.emergency(question)
-    if found is None:
-        return None
-    nothing: dict[str, Any] = {"refused": False, "reason": "", "confidence": 0.0, "sentences": [], "withheld": {}, "evidence": [], "method": ""}
-    return {"question": question, "answer": found.advice} | nothing | {"emergency": found.kind, "label": LABEL}
+def settled(question: str) -> dict[str, Any] | None:
+    """What a rule answers, in the form of ``respond``, without a method: to an emergency what to do, to a wish for a prescription that there is none.
+
+    None for all other questions.
+    """
+    nothing: dict[str, Any] = {"confidence": 0.0, "sentences": [], "withheld": {}, "evidence": [], "method": "", "label": LABEL}
+    if found := safety.emergency(question):
+        return {"question": question, "answer": found.advice, "refused": False, "reason": "", "emergency": found.kind} | nothing
+    if getattr(safety, "prescription", lambda _: False)(question):
+        return {"question": question, "answer": NO_PRESCRIPTION, "refused": True, "reason": "prescription", "emergency": ""} | nothing
+    return None
 
 
 def _evidence(supporting: Sequence[int | None], hits: int, limit: int) -> list[int]:
@@ -137,9 +142,9 @@ def answer_in_batches(method: Method, questions: Sequence[str], batch_questions:
 
 
 def answered(method: Method, question: str, config: Config) -> dict[str, Any]:
-    """``respond`` to one question, or at once where it is ``urgent``."""
-    if (emergency := urgent(question)) is not None:
-        return emergency
+    """``respond`` to one question, or at once where a rule answers."""
+    if (response := settled(question)) is not None:
+        return response
     ((_, answer),) = answer_in_batches(method, [question], 1)
     return respond(question, answer, config, methods.name_of(method), threshold(method, config))
 
@@ -149,10 +154,10 @@ def stream(method: Method, question: str, config: Config) -> Iterator[str | dict
 
     What passages say is known at the end only: from the first sentence on that holds a number, none is given out before it has been checked,
     nor is any where the retriever doubts that the question can be answered. The response may still be a refusal: it stands, not the pieces.
-    To an ``urgent`` question there is the response alone.
+    Where a rule answers there is the response alone.
     """
-    if (emergency := urgent(question)) is not None:
-        yield emergency
+    if (response := settled(question)) is not None:
+        yield response
         return
     written, checked, told, held = "", 0, "", _doubtful(method, question, config)
     for piece in method.stream(question):

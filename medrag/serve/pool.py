@@ -1,0 +1,355 @@
+"""One bounded queue before the processes that answer, and the change from one set of them to the next.
+
+A worker that is free takes what has waited longest: questions as many as one batch holds, anything else alone. Nothing waits for a batch to fill.
+Who gives up, by going away or at the deadline, leaves the queue at once. A generation is all workers of the same versions: the next one starts
+beside it, answers the golden question, and takes over; the old one's workers end with what they have in hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from medrag.serve.measures import Measures
+from medrag.serve.settings import Config
+
+LINE_BYTES = 64 * 1024 * 1024
+"""longest message between the processes"""
+START_SECONDS = 600.0
+"""how long a worker may take to load"""
+RETRY_SECONDS = 30.0
+"""how long after a failed change the same versions are not tried again"""
+Message = dict[str, Any]
+
+
+class Full(Exception):  # noqa: N818 - a state that is expected, not an error
+    """The queue is full; ``seconds`` is when to come again."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class NotReady(Exception):  # noqa: N818
+    """No worker serves yet, or any more."""
+
+
+class Failed(Exception):  # noqa: N818
+    """A worker could not do what was asked."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Something asked, until it is answered or given up."""
+
+    number: int
+    told: Message
+    until: float
+    """time.monotonic() of its deadline"""
+    heard: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
+    worker: Worker | None = None
+    tries: int = 0
+
+
+class Worker:
+    """A process that answers, as this side sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.busy: dict[int, Job] = {}
+        """what it has in hand and somebody still waits for"""
+        self.at_work = False
+        self.began, self.size = 0.0, 1
+        self.ended = False
+
+    def tell(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            self.process.stdin.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+
+    async def hear(self) -> Message | None:
+        """The next message; None where it has ended."""
+        assert self.process.stdout is not None
+        with contextlib.suppress(ConnectionError):
+            if line := await self.process.stdout.readline():
+                heard: Message = json.loads(line)
+                return heard
+        return None
+
+    def let_go(self) -> None:
+        """No more jobs: it ends when it has done what it is at."""
+        if self.process.stdin is not None and not self.process.stdin.is_closing():
+            self.process.stdin.close()
+
+    async def end(self) -> None:
+        self.let_go()
+        try:
+            await asyncio.wait_for(self.process.wait(), 5)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGKILL)
+            await self.process.wait()
+
+
+@dataclass(eq=False)
+class Generation:
+    """Workers that were started for the same versions."""
+
+    pins: Mapping[str, str]
+    """what CURRENT named when they were started"""
+    versions: Mapping[str, Mapping[str, str]]
+    """by method, what each answer says of itself"""
+    vectors: bool
+    """whether texts that stand in no index can be encoded"""
+    workers: list[Worker]
+
+
+class Pool:
+    """What the routes ask. ``start`` and ``stop`` are called in the event loop that they run in."""
+
+    def __init__(self, config: Config, command: Sequence[str], pins: Callable[[], Mapping[str, str]], measures: Measures) -> None:
+        """``command`` starts a worker; ``pins`` says what CURRENT names, and raises ValueError where something is missing."""
+        self.config = config
+        self.measures = measures
+        self.generation: Generation | None = None
+        self.failure = ""
+        self._command, self._pins = command, pins
+        self._waiting: deque[Job] = deque()
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retiring: list[Worker] = []
+        self._seconds_each = 0.05
+        measures.waiting.set_function(lambda: len(self._waiting))
+        measures.worker_memory.set_function(self._memory_bytes)
+
+    # -- asking -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is somebody to answer."""
+        return self.generation is not None and bool(self.generation.workers)
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= self.config.queue_questions
+
+    @property
+    def wait_seconds(self) -> int:
+        """When to come again: when what waits now should be done, a second at least."""
+        return max(1, round(self._seconds_each * (len(self._waiting) + 1)))
+
+    def enter(self, told: Message) -> Job:
+        """Take a place in the queue. Raises Full or NotReady."""
+        if not self.serving:
+            self.measures.rejected.labels("not_ready").inc()
+            raise NotReady
+        if self.full:
+            self.measures.rejected.labels("full").inc()
+            raise Full(self.wait_seconds)
+        job = Job(number := next(self._numbers), told | {"job": number}, time.monotonic() + self.config.deadline_seconds)
+        self._waiting.append(job)
+        self._dispatch()
+        return job
+
+    async def messages(self, job: Job) -> AsyncIterator[Message]:
+        """What is heard of a job: ``{"piece": ...}`` none or more, then its result. Closed or cancelled, the job leaves the queue.
+
+        Raises Failed, and TimeoutError at the deadline.
+        """
+        try:
+            while True:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + job.until - time.monotonic()):
+                    message = await job.heard.get()
+                if "error" in message:
+                    raise Failed(message["error"])
+                if "result" in message:
+                    yield message["result"]
+                    return
+                yield message
+        except TimeoutError:
+            self.measures.rejected.labels("deadline").inc()
+            raise
+        finally:
+            self._leave(job)
+
+    async def ask(self, told: Message) -> Message:
+        """The result of one job, which is entered here. Raises as ``enter`` and ``messages`` do."""
+        async for message in self.messages(self.enter(told)):
+            result = message
+        return result
+
+    def _leave(self, job: Job) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+        if job.worker is not None and job.number in job.worker.busy:
+            job.worker.busy.pop(job.number)
+            if job.told["do"] == "stream":
+                job.worker.tell({"cancel": job.number})
+
+    def _dispatch(self) -> None:
+        """Give each free worker of this generation its next batch."""
+        for worker in self.generation.workers if self.generation else ():
+            if not self._waiting:
+                return
+            if worker.ended or worker.at_work:
+                continue
+            jobs = [self._waiting.popleft()]
+            while self._waiting and len(jobs) < self.config.batch_questions and jobs[0].told["do"] == self._waiting[0].told["do"] == "answer":
+                jobs.append(self._waiting.popleft())
+            self._give(worker, jobs)
+
+    def _give(self, worker: Worker, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.worker = worker
+            job.tries += 1
+        worker.busy = {job.number: job for job in jobs}
+        worker.began, worker.size, worker.at_work = time.monotonic(), len(jobs), True
+        self.measures.batch.observe(len(jobs))
+        worker.tell([job.told for job in jobs])
+
+    # -- workers ----------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the first generation and watch for others; returns at once."""
+        self._spawn(self._watch())
+
+    async def stop(self) -> None:
+        """End all workers."""
+        for task in list(self._tasks):
+            task.cancel()
+        workers = [*(self.generation.workers if self.generation else ()), *self._retiring]
+        self.generation = None
+        for job in self._waiting:
+            job.heard.put_nowait({"error": "stopped"})
+        await asyncio.gather(*(worker.end() for worker in workers))
+
+    async def _watch(self) -> None:
+        failed: Mapping[str, str] = {}
+        again = 0.0
+        while True:
+            try:
+                pins: Mapping[str, str] = await asyncio.to_thread(self._pins)
+                changed = self.generation is None or pins != self.generation.pins
+                if changed and (pins != failed or time.monotonic() > again):
+                    failed, again = pins, time.monotonic() + RETRY_SECONDS
+                    await self._change(pins)
+                elif not changed and self.generation is not None and len(self.generation.workers) < self.config.workers:
+                    worker, _ = await self._new_worker()
+                    self.measures.restarts.inc()
+                    self._join(self.generation, worker)
+            except (ValueError, OSError) as error:
+                self.complain(str(error).split("\n")[0])
+            await asyncio.sleep(self.config.swap_seconds)
+
+    def complain(self, words: str) -> None:
+        """Say on stderr what went wrong, once as long as it stays the same."""
+        if words != self.failure:
+            print(f"medrag: {words}", file=sys.stderr, flush=True)
+        self.failure = words
+
+    async def _change(self, pins: Mapping[str, str]) -> None:
+        """Start a generation and have it take over. Raises ValueError where one of its workers does not come to serve."""
+        began = asyncio.gather(*(self._new_worker() for _ in range(self.config.workers)), return_exceptions=True)
+        try:
+            made = await began
+        except asyncio.CancelledError:
+            began.cancel()
+            raise
+        good = [one for one in made if not isinstance(one, BaseException)]
+        if len(good) < len(made):
+            for worker, _ in good:
+                await worker.end()
+            self.measures.swaps.labels("failed").inc()
+            raise next(one for one in made if isinstance(one, BaseException))
+        old, ready = self.generation, good[0][1]
+        self.generation = Generation(pins, ready["versions"], ready["vectors"], [])
+        self.failure = ""
+        for worker, _ in good:
+            self._join(self.generation, worker)
+        self.measures.version(self.generation.versions)
+        if old is not None:
+            self.measures.swaps.labels("done").inc()
+            for worker in old.workers:
+                worker.let_go()
+        print(f"medrag: serving {', '.join(sorted({name for one in ready['versions'].values() for name in one.values() if name}))}", file=sys.stderr)
+
+    async def _new_worker(self) -> tuple[Worker, Message]:
+        """A worker that has answered the golden question, and what it said of itself. Raises ValueError where it does not come to that."""
+        environment = {name: value for name, value in os.environ.items() if name != "MEDRAG_TOKEN"}
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES, env=environment, start_new_session=True
+        )
+        worker = Worker(process)
+        self._retiring.append(worker)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                first = await worker.hear()
+                if first is None or "ready" not in first:
+                    raise ValueError((first or {}).get("failed", "a worker ended before it was ready"))
+                for number, method in enumerate(self.config.methods):
+                    worker.tell([{"job": -number, "do": "answer", "question": self.config.golden_question, "k": 3, "method": method}])
+                    said = await worker.hear()
+                    if said is None or not said.get("result", {}).get("answer"):
+                        raise ValueError(f"{method} did not answer the golden question")
+                    await worker.hear()
+        except BaseException as error:
+            self._retiring.remove(worker)
+            await worker.end()
+            if isinstance(error, TimeoutError):
+                raise ValueError(f"a worker was not ready after {START_SECONDS:.0f} seconds") from error
+            raise
+        self._retiring.remove(worker)
+        return worker, first["ready"]
+
+    def _join(self, generation: Generation, worker: Worker) -> None:
+        generation.workers.append(worker)
+        self._spawn(self._listen(generation, worker))
+        self._dispatch()
+
+    async def _listen(self, generation: Generation, worker: Worker) -> None:
+        """Pass on what a worker says, till it ends; what it had in hand is then asked once more of another."""
+        while message := await worker.hear():
+            if "idle" in message:
+                self._seconds_each += 0.1 * ((time.monotonic() - worker.began) / worker.size - self._seconds_each)
+                worker.busy, worker.at_work = {}, False
+                self._dispatch()
+            elif job := worker.busy.get(message["job"]):
+                job.heard.put_nowait(message)
+                if "piece" not in message:
+                    worker.busy.pop(job.number)
+        worker.ended = True
+        generation.workers.remove(worker)
+        for job in reversed(worker.busy.values()):
+            if job.tries > 1 or job.told["do"] == "stream":
+                job.heard.put_nowait({"error": "the worker ended"})
+            else:
+                self._waiting.appendleft(job)
+        if generation is self.generation:
+            print("medrag: a worker has ended; another is started", file=sys.stderr)
+            if not generation.workers:
+                self._dispatch()
+        await worker.end()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _memory_bytes(self) -> float:
+        import psutil
+
+        total = 0
+        for worker in self.generation.workers if self.generation else ():
+            with contextlib.suppress(psutil.Error):
+                total += psutil.Process(worker.process.pid).memory_info().rss
+        return float(total)

@@ -1,0 +1,102 @@
+"""uvicorn, with connections that are closed where a request takes too long to arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from medrag.serve.settings import Config
+
+KEEP_ALIVE_SECONDS = 10
+"""how long a connection may be idle between two requests"""
+HEAD_BYTES = 64 * 1024
+"""longest request line and headers"""
+LAST_SECONDS = 20
+"""how long requests in hand may take when the service is told to stop"""
+
+
+class TimedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol (0.54), whose only clock runs between requests, with one that runs within them, and a limit to headers.
+
+    A connection that trickles its headers or its body, or sends nothing at all, would hold its place for ever.
+    """
+
+    request_seconds = 10.0
+    _clock: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._start()
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
+            return
+        super().data_received(data)
+        if self._clock is None and self._waiting():
+            self._start()  # blank lines between two requests begin none
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._start()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._head_bytes = -(1 << 62)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._head_bytes = 0
+        self._stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _start(self) -> None:
+        self._stop()
+        self._clock = self.loop.call_later(self.request_seconds, self._refuse, b"408 Request Timeout")
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _waiting(self) -> bool:
+        """Whether no request is being answered; before the first one's headers are whole there is no cycle."""
+        return bool(getattr(self.cycle, "response_complete", True))
+
+    def _refuse(self, status: bytes) -> None:
+        self._stop()
+        if not self.transport.is_closing():
+            if self._waiting() or not self.cycle.response_started:
+                self.transport.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+            self.loop.call_later(1, self.transport.abort)
+
+
+def server(app: Any, config: Config) -> uvicorn.Server:
+    """A server for the application; ``server.run()`` returns when it was told to stop (SIGINT, SIGTERM)."""
+    protocol = type("Protocol", (TimedProtocol,), {"request_seconds": config.request_seconds})
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            http=protocol,
+            ws="none",
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=LAST_SECONDS,
+            backlog=1024,
+        )
+    )

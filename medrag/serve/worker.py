@@ -1,0 +1,137 @@
+"""The process that answers: reads jobs from one stream, a JSON line each, and writes what became of them to another.
+
+In:  ``{"job": 7, "do": "answer", "question", "k", "method"}`` (several in a list are answered together), ``{"job", "do": "stream", ...}``,
+``{"job", "do": "embed", "texts", "passages"}``, ``{"job", "do": "rerank", "query", "documents"}``, ``{"cancel": 7}``.
+Out: ``{"ready": {...}}`` first; then ``{"job": 7, "result": {...}}``, ``{"job": 7, "piece": "..."}`` before it where it streams, or
+``{"job": 7, "error": "..."}``; and ``{"idle": true}`` when all jobs of a line are done. Nobody is screened here: that is done before the queue.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import IO, Any
+
+import torch
+
+from medrag import responses
+from medrag.generator import Generator
+from medrag.methods import Method
+from medrag.retriever import Retriever
+
+Job = dict[str, Any]
+_NO_LIMIT_TOKENS = 100_000
+
+
+class Worker:
+    """Methods by name, the versions that they are, and how they answer."""
+
+    def __init__(self, methods: Mapping[str, Method], versions: Mapping[str, Mapping[str, str]], config: responses.Config) -> None:
+        self.methods = methods
+        self.versions = versions
+        self.config = config
+
+    def run(self, jobs: IO[bytes], out: IO[bytes]) -> None:
+        """Answer until ``jobs`` ends."""
+        self._jobs, self._out = jobs, out
+        self._say({"ready": {"versions": self.versions, "vectors": self._encoding_method() is not None}})
+        while line := jobs.readline():
+            told = json.loads(line)
+            if isinstance(told, list):
+                self._do(told)
+                self._say({"idle": True})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._out.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+        self._out.flush()
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        """What goes wrong with some jobs is told to those alone, and never in the words of the question."""
+        together: dict[str, list[Job]] = defaultdict(list)
+        for job in jobs:
+            together[f"answer {job['method']}" if job["do"] == "answer" else f"{job['do']} {job['job']}"].append(job)
+        for some in together.values():
+            try:
+                with torch.inference_mode():
+                    getattr(self, f"_{some[0]['do']}")(some)
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                print(f"medrag: a job failed: {type(error).__name__} at {where.filename}:{where.lineno}", file=sys.stderr)
+                for job in some:
+                    self._say({"job": job["job"], "error": type(error).__name__})
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        name = jobs[0]["method"]
+        method = self.methods[name]
+        refuse_below = responses.threshold(method, self.config)
+        for place, answer in responses.answer_in_batches(method, [job["question"] for job in jobs], len(jobs)):
+            job = jobs[place]
+            response = responses.respond(job["question"], answer, replace(self.config, evidence=job["k"]), name, refuse_below)
+            self._say({"job": job["job"], "result": self._finished(response, job)})
+
+    def _stream(self, jobs: Sequence[Job]) -> None:
+        (job,) = jobs
+        name = job["method"]
+        for piece in responses.stream(self.methods[name], job["question"], replace(self.config, evidence=job["k"])):
+            if self._cancelled(job["job"]):
+                return
+            if isinstance(piece, str):
+                self._say({"job": job["job"], "piece": piece})
+            else:
+                self._say({"job": job["job"], "result": self._finished(piece | {"method": name}, job)})
+
+    def _embed(self, jobs: Sequence[Job]) -> None:
+        (job,) = jobs
+        retriever = self._need_encoding()
+        x_ND = retriever.encode_passages(job["texts"]) if job["passages"] else retriever.question_vectors(job["texts"])
+        counted = int(retriever.wordpiece.batch(job["texts"], retriever.config.passage_tokens)[1].sum())
+        self._say({"job": job["job"], "result": {"vectors": x_ND.tolist(), "tokens": counted, "versions": self._named(self._encoding_method())}})
+
+    def _rerank(self, jobs: Sequence[Job]) -> None:
+        (job,) = jobs
+        retriever = self._need_encoding()
+        (q_D,) = retriever.question_vectors([job["query"]])
+        score_N = retriever.encode_passages(job["documents"]) @ q_D
+        self._say({"job": job["job"], "result": {"scores": score_N.tolist(), "versions": self._named(self._encoding_method())}})
+
+    def _finished(self, response: dict[str, Any], job: Job) -> dict[str, Any]:
+        return response | {"versions": self._named(response["method"]), "usage": self._usage(self.methods[response["method"]], job, response)}
+
+    def _named(self, method: str | None) -> Mapping[str, str]:
+        return self.versions[method or ""]
+
+    def _usage(self, method: Method, job: Job, response: Mapping[str, Any]) -> dict[str, int]:
+        """Tokens of the question and of the answer, as the method's own vocabulary cuts them."""
+        written = "" if response["refused"] else response["answer"]
+        return {"prompt": count(method, job["question"]), "completion": count(method, written)}
+
+    def _cancelled(self, number: int) -> bool:
+        """Whether the job in hand has been given up: nothing else arrives while one is in hand."""
+        return bool(select.select([self._jobs], [], [], 0)[0]) and json.loads(self._jobs.readline() or b'{"cancel": 0}').get("cancel") in (number, 0)
+
+    def _encoding_method(self) -> str | None:
+        """The first method that can encode texts which stand in no index."""
+        for name, method in self.methods.items():
+            if isinstance(found := getattr(method, "retriever", None), Retriever) and found.context_encoder is not None:
+                return name
+        return None
+
+    def _need_encoding(self) -> Retriever:
+        retriever = self.methods[self._encoding_method() or ""].retriever
+        assert isinstance(retriever, Retriever)
+        return retriever
+
+
+def count(method: Method, text: str) -> int:
+    """Tokens of a text in the vocabulary of a method's generator, or of its encoder where it only quotes."""
+    if not text:
+        return 0
+    generator, retriever = getattr(method, "generator", None), getattr(method, "retriever", None)
+    if isinstance(generator, Generator):
+        return len(generator.sentencepiece.encode(text, _NO_LIMIT_TOKENS))
+    return int(retriever.wordpiece.batch([text], _NO_LIMIT_TOKENS)[1].sum()) if isinstance(retriever, Retriever) else 0
