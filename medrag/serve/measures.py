@@ -20,25 +20,19 @@ class Measures:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-        self.requests: Counter = Counter("medrag_requests_total", "Requests by route and status.", ("route", "status"), registry=self.registry)
-        self.seconds: Histogram = Histogram("medrag_request_seconds", "Time to the end of a response.", ("route",), buckets=SECONDS)
-        self.answers: Counter = Counter(
-            "medrag_answers_total", "Answers: answered, refused, prescription or emergency.", ("outcome",), registry=self.registry
-        )
-        self.confidence: Histogram = Histogram(
+        self.requests = Counter("medrag_requests_total", "Requests by route and status.", ("route", "status"), registry=self.registry)
+        self.seconds = Histogram("medrag_request_seconds", "Time to the end of a response.", ("route",), buckets=SECONDS, registry=self.registry)
+        self.answers = Counter("medrag_answers_total", "Answers: answered, refused, prescription or emergency.", ("outcome",), registry=self.registry)
+        self.confidence = Histogram(
             "medrag_confidence", "Confidence of answers and refusals.", buckets=[tenth / 10 for tenth in range(1, 11)], registry=self.registry
         )
-        self.waiting: Gauge = Gauge("medrag_queue_waiting", "Requests that wait for a worker.", registry=self.registry)
-        self.batch: Histogram = Histogram(
-            "medrag_batch_size", "Jobs given to a worker at once.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32), registry=self.registry
-        )
-        self.rejected: Counter = Counter(
-            "medrag_rejected_total", "Requests not answered: full, deadline, not_ready.", ("reason",), registry=self.registry
-        )
-        self.swaps: Counter = Counter("medrag_swaps_total", "Changes to a new index or model: done, failed.", ("result",), registry=self.registry)
-        self.restarts: Counter = Counter("medrag_worker_restarts_total", "Workers started in place of one that ended.", registry=self.registry)
-        self.worker_memory: Gauge = Gauge("medrag_worker_memory_bytes", "Resident memory of the processes that answer.", registry=self.registry)
-        self.versions: Gauge = Gauge("medrag_version_info", "What serves now.", ("model", "index"), registry=self.registry)
+        self.waiting = Gauge("medrag_queue_waiting", "Requests that wait for a worker.", registry=self.registry)
+        self.batch = Histogram("medrag_batch_size", "Jobs given to a worker at once.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32), registry=self.registry)
+        self.rejected = Counter("medrag_rejected_total", "Requests not answered: full, deadline, not_ready.", ("reason",), registry=self.registry)
+        self.swaps = Counter("medrag_swaps_total", "Changes to a new index or model: done, failed.", ("result",), registry=self.registry)
+        self.restarts = Counter("medrag_worker_restarts_total", "Workers started in place of one that ended.", registry=self.registry)
+        self.worker_memory = Gauge("medrag_worker_memory_bytes", "Resident memory of the processes that answer.", registry=self.registry)
+        self.versions = Gauge("medrag_version_info", "What serves now.", ("model", "index"), registry=self.registry)
 
     def version(self, versions: Mapping[str, Mapping[str, str]]) -> None:
         """What serves from now on, by method."""

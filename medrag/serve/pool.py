@@ -343,7 +343,12 @@ class Pool:
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.complain(f"the queue is broken: {error!r}; start the service anew")
 
     def _memory_bytes(self) -> float:
         import psutil

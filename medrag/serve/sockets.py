@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -14,6 +17,8 @@ KEEP_ALIVE_SECONDS = 10
 """how long a connection may be idle between two requests"""
 HEAD_BYTES = 64 * 1024
 """longest request line and headers"""
+BACKLOG = 1024
+"""connections that the system keeps until they are accepted"""
 LAST_SECONDS = 20
 """how long requests in hand may take when the service is told to stop"""
 
@@ -80,23 +85,37 @@ class TimedProtocol(HttpToolsProtocol):
             self.loop.call_later(1, self.transport.abort)
 
 
+def listen(config: Config) -> socket.socket:
+    """A socket at the configured address. Raises ValueError where that cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ValueError(f"serve.host={config.host} serve.port={config.port}: {error.strerror or error}") from error
+
+
 def server(app: Any, config: Config) -> uvicorn.Server:
-    """A server for the application; ``server.run()`` returns when it was told to stop (SIGINT, SIGTERM)."""
-    protocol = type("Protocol", (TimedProtocol,), {"request_seconds": config.request_seconds})
+    """What serves an application over a socket: ``server.run([socket])``."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            host=config.host,
-            port=config.port,
-            http=protocol,
+            http=type("Protocol", (TimedProtocol,), {"request_seconds": config.request_seconds}),
             ws="none",
             lifespan="on",
             log_level="warning",
             access_log=False,
             server_header=False,
-            date_header=True,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=LAST_SECONDS,
-            backlog=1024,
+            backlog=BACKLOG,
         )
     )
+
+
+def run(app: Any, config: Config) -> None:
+    """Serve an application until SIGINT or SIGTERM, then finish what is in hand. Raises ValueError as ``listen`` does."""
+    listening = listen(config)
+    host, port = listening.getsockname()[:2]
+    print(f"medrag: listening on http://{f'[{host}]' if ':' in host else host}:{port}/", file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has stopped in good order, and then passes the signal on
+        server(app, config).run([listening])

@@ -111,8 +111,8 @@ class Worker:
         return {"prompt": count(method, job["question"]), "completion": count(method, written)}
 
     def _cancelled(self, number: int) -> bool:
-        """Whether the job in hand has been given up: nothing else arrives while one is in hand."""
-        return bool(select.select([self._jobs], [], [], 0)[0]) and json.loads(self._jobs.readline() or b'{"cancel": 0}').get("cancel") in (number, 0)
+        """Whether the job in hand has been given up: nothing else arrives while one is in hand, but for the end, before which it is finished."""
+        return bool(select.select([self._jobs], [], [], 0)[0]) and json.loads(self._jobs.readline() or b"{}").get("cancel") == number
 
     def _encoding_method(self) -> str | None:
         """The first method that can encode texts which stand in no index."""
