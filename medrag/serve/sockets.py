@@ -39,11 +39,10 @@ class TimedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
+        super().data_received(data)
         if self._head_bytes > HEAD_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
-            return
-        super().data_received(data)
-        if self._clock is None and self._waiting():
+        elif self._clock is None and self._waiting():
             self._start()  # blank lines between two requests begin none
 
     def on_message_begin(self) -> None:
@@ -52,7 +51,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self._head_bytes = -(1 << 62)
+        self._head_bytes = -sys.maxsize  # a body has a limit of its own
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
