@@ -106,14 +106,15 @@ def ground(text: str, passages: Sequence[str]) -> Grounded:
 
 
 def _best(said: _Said, passages: Sequence[str]) -> tuple[float, int]:
-    """The best support of a sentence, 0..1, and the first passage that gives it; none is read after one that says all of it."""
+    """The best support of a sentence, 0..1, and the first passage that gives it; nothing is read after what says all of it."""
     best, best_place = 0.0, 0
     for place, passage in enumerate(passages):
-        for window in _windows(passage, 1 if said.dose else WINDOW_SENTENCES):
-            if (support := said.support(window)) > best:
-                best, best_place = support, place
-        if best == 1.0:
-            break
+        for size in range(1, 2 if said.dose else WINDOW_SENTENCES + 1):
+            for window in _windows(passage, size):
+                if (support := said.support(window)) > best:
+                    best, best_place = support, place
+            if best == 1.0:
+                return best, best_place
     return best, best_place
 
 
@@ -171,13 +172,14 @@ class _Said:
         )
 
 
-@lru_cache(4096)
-def _windows(passage: str, most_sentences: int) -> tuple[_Said, ...]:
-    """Every one to ``most_sentences`` sentences that follow each other."""
+@lru_cache(1024)
+def _windows(passage: str, size: int) -> tuple[_Said, ...]:
+    """Every ``size`` sentences that follow each other."""
     said = [_read(sentence) for sentence in texts.sentences(passage)]
-    return tuple(reduce(_Said.joined, said[start : start + size]) for size in range(1, most_sentences + 1) for start in range(len(said) - size + 1))
+    return tuple(reduce(_Said.joined, said[start : start + size]) for start in range(len(said) - size + 1))
 
 
+@lru_cache(256)
 def _read(sentence: str) -> _Said:
     plain = ENUMERATED.sub("，", unicodedata.normalize("NFKC", texts.clean(sentence)).lower())
     found = quantities(plain)
