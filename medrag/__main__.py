@@ -372,7 +372,13 @@ VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
 
 def entry() -> None:
     """The ``medrag`` command."""
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if "deepspeed" in sys.modules:
+        # all is written and closed; the libraries' own threads, taken down with the interpreter, abort the process once in a few dozen times
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

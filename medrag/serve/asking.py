@@ -14,7 +14,7 @@ from typing import Any
 
 import medrag
 from medrag import privacy, responses, text
-from medrag.serve.dialogue import standalone
+from medrag.serve.dialogue import TURNS, standalone
 from medrag.serve.measures import Measures
 from medrag.serve.pool import Job, Pool
 from medrag.serve.shapes import QUESTION_CHARACTERS
@@ -45,13 +45,13 @@ class UnknownMethodError(ValueError):
 
 
 def screen(question: str, earlier: Sequence[str], note: dict[str, Any]) -> Asked:
-    """Replace personal data, join the question with the one before where it leans on that, and see whether a rule answers it.
+    """Replace personal data, join the question with those before where it leans on them, and see whether a rule answers it.
 
     ``earlier`` are the questions before, oldest first. ``note`` is told what may stand in the log.
     """
     put, counts = _redacted(question)
-    last = [_redacted(turn)[0] for turn in earlier[-1:]]
-    alone, follow_up = standalone(put, last, QUESTION_CHARACTERS)
+    before = [_redacted(turn[:QUESTION_CHARACTERS])[0] for turn in earlier[-TURNS:]]
+    alone, follow_up = standalone(put, before, QUESTION_CHARACTERS)
     note |= {"question": hashed(put), "characters": len(question), "turns": len(earlier)}
     replaced = {privacy.KINDS[kind].strip("[]"): count for kind, count in counts.items()}
     return Asked(put, alone, replaced, follow_up, responses.settled(alone))

@@ -16,11 +16,27 @@ _ALONE_CHARACTERS = 6
 """a question with no more than these leans on what was said before"""
 
 
+TURNS = 4
+"""how far back is looked for what a question leans on"""
+
+
 def standalone(question: str, earlier: Sequence[str], limit_characters: int) -> tuple[str, bool]:
-    """The question as it is asked of a method, and whether it leans on an earlier one: then the last of those (oldest first) stands before it."""
-    said = question.strip()
-    leans = bool(_REFERS.match(said) or _ENDS.search(said)) or len(text.key(said)) <= _ALONE_CHARACTERS
-    before = earlier[-1].strip() if earlier else ""
-    if not (leans and text.key(before)):
+    """The question as it is asked of a method, and whether it leans on earlier ones (oldest first).
+
+    Those stand before it then, from the last that stands alone. The question itself is never cut, those before it from their beginning.
+    """
+    if not _leans(question):
         return question, False
-    return f"{before[: max(0, limit_characters - len(said) - 1)]}，{said}"[:limit_characters], True
+    before: list[str] = []
+    for turn in reversed(earlier[-TURNS:]):
+        before.insert(0, turn.strip())
+        if not _leans(turn):
+            break
+    joined = "，".join(turn for turn in before if text.key(turn))
+    room = limit_characters - len(question.strip()) - 1
+    return (f"{joined[-room:]}，{question.strip()}", True) if joined and room > 0 else (question, False)
+
+
+def _leans(question: str) -> bool:
+    said = question.strip()
+    return bool(_REFERS.match(said) or _ENDS.search(said)) or len(text.key(said)) <= _ALONE_CHARACTERS

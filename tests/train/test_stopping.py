@@ -21,7 +21,8 @@ from medrag.train.stopping import Watch
 
 RUN = ["task.global_batch=16", "task.epochs=30", "task.validate_every_steps=50", *DENSE, *TINY]
 STOPPED = r"medrag: stopped at step (\d+) of 150, which is saved; run the same command again to go on"
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 class Started:
@@ -118,7 +119,8 @@ def test_one_process_stops_and_goes_on(corpus: Path, tmp_path: Path) -> None:
         run.wait(run.gone)
     finally:
         run.end()
-    assert run.process.returncode == 130 and run.lines() == ["medrag: interrupted; run the same command again to go on"]
+    assert run.process.returncode == 130, run.said()
+    assert run.lines() == ["medrag: interrupted; run the same command again to go on"]
     assert not (broken / "dense" / "CURRENT").exists()
     done = medrag("train", f"store={broken}", *settings)
     assert done.returncode == 0, done.stderr
