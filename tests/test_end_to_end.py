@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from commands import DENSE, ROOT, TINY, medrag
 
-from medrag.__main__ import _cited, _streamed, main
+from medrag.__main__ import main
+from medrag.commands.answering import cited, streamed
 
 LENGTHS = ["task.options.source_tokens=24", "task.options.answer_tokens=24"]
 BRIEF = ["answer.decoding.answer_tokens=6", "answer.decoding.beams=2"]
@@ -98,14 +99,14 @@ def test_citations_follow_the_sentences_they_belong_to(capsys: pytest.CaptureFix
         return {"text": text, "passage": passage, "support": 1.0}
 
     sentences = [sentence("多喝水。", 1), sentence("多休息。", 1), sentence("少看手机。", 2), sentence("祝您健康！", None)]
-    assert _cited(sentences) == "多喝水。多休息。[1]少看手机。[2]祝您健康！〔无依据〕" and _cited([]) == ""
+    assert cited(sentences) == "多喝水。多休息。[1]少看手机。[2]祝您健康！〔无依据〕" and cited([]) == ""
     response = {"refused": False, "emergency": "", "sentences": sentences}
-    assert _streamed(iter(["多喝水。", "多休息。少看手机。", "祝您健康！", response])) is response
+    assert streamed(iter(["多喝水。", "多休息。少看手机。", "祝您健康！", response])) is response
     assert capsys.readouterr().out == "多喝水。多休息。少看手机。祝您健康！\n  逐句依据：[1][1][2]〔无依据〕\n"
     refused = {"refused": True, "emergency": "", "answer": "无法回答。", "sentences": []}
-    _streamed(iter(["多喝水。", refused]))
+    streamed(iter(["多喝水。", refused]))
     assert capsys.readouterr().out == "多喝水。\n〔以上文字依据不足，不作为回答〕\n无法回答。\n"
-    _streamed(iter([refused]))
+    streamed(iter([refused]))
     assert capsys.readouterr().out == "无法回答。\n"
 
 

@@ -16,8 +16,8 @@ from conftest import Tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrag import __main__ as command
 from medrag import config, methods
+from medrag.commands import VERBS, training
 from medrag.methods import Batch, Parts
 from medrag.schedule import Task
 from medrag.train import progress
@@ -209,9 +209,9 @@ def test_the_next_commands_can_be_pasted(name: str, tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "CURRENT").write_text("v000001\n", "utf-8")
     for store in (tmp_path / "empty", tmp_path):
-        found = [shlex.split(line) for line in command._next(name, store, [f"task={name}", *SHARED, *OWN])]
+        found = [shlex.split(line) for line in training._next(name, store, [f"task={name}", *SHARED, *OWN])]
         for program, verb, *words in found:
-            assert program == "medrag" and verb in command.VERBS
+            assert program == "medrag" and verb in VERBS
             assert words[-len(SHARED) :] == SHARED
             run = config.compose([word for word in words if "=" in word])
             assert run.store == "a b/store" and run.hardware.device == "cuda" and not set(words) & set(OWN)
