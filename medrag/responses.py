@@ -87,6 +87,7 @@ def respond(question: str, answer: Answer, config: Config, method: str, refuse_b
     shown = [] if reason else [sentence for sentence in grounded.sentences if not sentence.withheld]
     places = _evidence([sentence.passage for sentence in shown], len(answer.hits), config.evidence)
     hits = [answer.hits[place] for place in places]
+    texts = _with_spaces(grounded.kept, [sentence.text for sentence in shown])
     return {
         "question": question,
         "answer": REFUSAL if reason else grounded.kept,
@@ -95,11 +96,11 @@ def respond(question: str, answer: Answer, config: Config, method: str, refuse_b
         "confidence": round(answer.confidence, 4),
         "sentences": [
             {
-                "text": sentence.text,
+                "text": text,
                 "passage": None if sentence.passage is None else places.index(sentence.passage) + 1,
                 "support": round(sentence.support, 4),
             }
-            for sentence in shown
+            for sentence, text in zip(shown, texts, strict=True)
         ],
         "withheld": dict(withheld),
         "evidence": [
@@ -120,9 +121,18 @@ def settled(question: str) -> dict[str, Any] | None:
     nothing: dict[str, Any] = {"confidence": 0.0, "sentences": [], "withheld": {}, "evidence": [], "method": "", "label": LABEL}
     if found := safety.emergency(question):
         return {"question": question, "answer": found.advice, "refused": False, "reason": "", "emergency": found.kind} | nothing
-    if getattr(safety, "prescription", lambda _: False)(question):
+    if safety.prescription(question):
         return {"question": question, "answer": NO_PRESCRIPTION, "refused": True, "reason": "prescription", "emergency": ""} | nothing
     return None
+
+
+def _with_spaces(answer: str, sentences: Sequence[str]) -> list[str]:
+    """Sentences with the white space that follows each in the answer, so that joined they are the answer."""
+    begins, start = [], 0
+    for sentence in sentences:
+        begins.append(answer.index(sentence, start))
+        start = begins[-1] + len(sentence)
+    return [answer[begin:end] for begin, end in zip(begins, [*begins[1:], len(answer)], strict=False)]
 
 
 def _evidence(supporting: Sequence[int | None], hits: int, limit: int) -> list[int]:

@@ -30,7 +30,7 @@ def ask(positional: list[str], overrides: list[str]) -> int:
             response = responses.answered(method, question, run.answer)
             print(response["answer"] if response["refused"] or response["emergency"] else cited(response["sentences"]))
         if response["emergency"]:
-            print(f"  〔紧急情况 {response['emergency']}：按规则识别，未检索，未使用模型〕\n")
+            print(f"  〔紧急情况 {response['emergency']}：自动识别，未检索，未生成〕\n")
             continue
         _show(response)
         for name, other in beside.items():

@@ -1,8 +1,8 @@
-"""Emergencies recognised by rule in what people ask in everyday Chinese, before any model is asked.
+"""Rules for emergencies: patterns over what a question tells of somebody now.
 
 A question is cut into clauses. What is feared, past, read about or asked in general is dropped, what is said not to be there is taken out, and the
 rules look at what is left: a rule is a few patterns that must all be found, such as a sign and what makes it dangerous. Patterns and advice stand
-in ``emergencies.json``. They miss what is said in words that nobody thought of (``tests/test_safety.py`` says how much): they are no triage.
+in ``emergencies.json``. They miss half of what is said in words that nobody thought of: ``classifier`` looks at the same question beside them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from medrag import text
-
-NOTE = "（这是系统按规则自动给出的提示，没有医生看过你的情况，不能代替急救人员和医生的判断。）"
 _FILE = Path(__file__).with_name("emergencies.json")
 _CLAUSES = re.compile(r"[，。；！？、…~,;!?\s]+")
 _PART = re.compile("<([a-z]+)>")
@@ -25,20 +22,13 @@ _FELT_FROM_WEEKS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Emergency:
-    """What somebody seems to need help with now."""
-
-    kind: str
-    """one of ``kinds()``"""
-    advice: str
-    """what to do until help comes, and that a machine says so"""
-
-
-@dataclass(frozen=True, slots=True)
 class _Kind:
     name: str
     advice: str
     rules: tuple[tuple[re.Pattern[str], ...], ...]
+
+    def found(self, told: str) -> bool:
+        return any(all(pattern.search(told) for pattern in rule) for rule in self.rules)
 
 
 @cache
@@ -51,25 +41,26 @@ def _read() -> tuple[dict[str, re.Pattern[str]], tuple[_Kind, ...]]:
         return _PART.sub(lambda match: whole(parts[match[1]]), pattern)
 
     kinds = (
-        _Kind(name, kind["advice"] + NOTE, tuple(tuple(re.compile(whole(pattern)) for pattern in rule) for rule in kind["rules"]))
+        _Kind(name, kind["advice"], tuple(tuple(re.compile(whole(pattern)) for pattern in rule) for rule in kind["rules"]))
         for name, kind in data["kinds"].items()
     )
     return {name: re.compile(whole(pattern)) for name, pattern in parts.items()}, tuple(kinds)
 
 
-def kinds() -> tuple[str, ...]:
-    """The kinds that are told apart."""
-    return tuple(kind.name for kind in _read()[1])
+def advice() -> dict[str, str]:
+    """Kind -> what to do until help comes, in the order in which kinds are tried; last ``other``, for what is no one kind."""
+    return {kind.name: kind.advice for kind in _read()[1]}
 
 
-def emergency(question: str) -> Emergency | None:
-    """What kind of emergency a question tells of, with advice; None where no rule finds one. The question is cleaned here."""
-    asked = text.clean(question).lower()
+def matching(asked: str) -> list[str]:
+    """The kinds whose rules find something in a cleaned question in lower case, the one to name first."""
     told = _told(asked)
-    for kind in _read()[1]:
-        if told and any(all(pattern.search(told) for pattern in rule) for rule in kind.rules) and not _spared(kind.name, asked, told):
-            return Emergency(kind.name, kind.advice)
-    return None
+    return [kind.name for kind in _read()[1] if told and kind.found(told) and not _spared(kind.name, asked, told)]
+
+
+def denied_left_out(asked: str) -> str:
+    """With N for what is said not to be there: 没有胸痛."""
+    return _read()[0]["absent"].sub("N", asked)
 
 
 def _told(asked: str) -> str:
