@@ -1,4 +1,4 @@
-"""Many small tasks on all cores of this machine, or on a Ray cluster. The only importer of ray.
+"""Many small tasks on all cores of this machine, or on a Ray cluster.
 
 A task is a name; its function writes files below a folder that all workers share and returns nothing. So a result does not depend on
 who made it, and a task whose files are there need not be done again.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,7 @@ class Workers:
 
     def __enter__(self) -> Self:
         if self.config.cluster:
-            self._ray = _connect(self.config.cluster, self.processes)
+            self._ray = _with_data(connect("workers.cluster", self.config.cluster, self.processes))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -103,19 +104,32 @@ def _start() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _connect(cluster: str, processes: int) -> Any:
+def connect(key: str, cluster: str, processes: int, store_bytes: int | None = None) -> Any:
+    """Ray, connected to a cluster made here (``local``) for so many processes, with an object store of so many bytes, or to one at an address.
+
+    ``shutdown()`` of what is given disconnects, and ends a cluster made here. That one takes no orders but with a token which is drawn here.
+    ``key`` is what asks for the cluster. Raises ValueError where Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     try:
         import ray
-        import ray.data
     except ImportError as error:
-        raise ValueError(f"workers.cluster={cluster!r} needs Ray: pip install 'medrag[cluster]'") from error
+        raise ValueError(f"{key}={cluster!r} needs Ray: pip install 'medrag[cluster]'") from error
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if cluster == "local":
-        ray.init(num_cpus=processes, include_dashboard=False, **quiet)
+        ray.init(num_cpus=processes, include_dashboard=False, object_store_memory=store_bytes, **quiet)
     else:
         ray.init(address=cluster, **quiet)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
+
+
+def _with_data(ray: Any) -> Any:
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 

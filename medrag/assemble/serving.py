@@ -6,7 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,13 +76,24 @@ def application(run: Run, token: str) -> Shield:
 
 
 def run_service(run: Run) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop. Raises ValueError where it could not be started."""
     from medrag.serve import sockets
 
-    server = sockets.server(application(run, check(run)), run.serve)
-    server.run()
-    if not server.started:
-        raise ValueError(f"serve.port={run.serve.port}: could not listen on {run.serve.host} there")
+    token = check(run)
+    if run.serve.cluster:
+        _run_replicas(run, token)
+    else:
+        sockets.run(application(run, token), run.serve)
+
+
+def _run_replicas(run: Run, token: str) -> None:
+    """The same on a Ray cluster; what is said of folders and cores is made to hold on every machine."""
+    from medrag.serve import cluster
+
+    feedback = run.serve.feedback and str(Path(run.serve.feedback).resolve())
+    hardware = replace(run.hardware, threads=run.hardware.threads or 1)
+    run = replace(run, store=str(Path(run.store).resolve()), hardware=hardware, serve=replace(run.serve, feedback=feedback))
+    cluster.run(partial(application, run, token), run.serve, run.serve.workers * hardware.threads, int(hardware.device == "cuda"))
 
 
 def work(run: Run) -> None:

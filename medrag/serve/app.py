@@ -13,6 +13,7 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 import medrag
 from medrag.serve import errors, openai, shapes
@@ -22,7 +23,7 @@ from medrag.serve.measures import Measures
 from medrag.serve.pool import Failed, Full, Job, NotReady, Pool
 from medrag.serve.settings import Config
 from medrag.serve.shield import Shield
-from medrag.serve.streams import EVENTS, QUIET, Gone, event, unless_gone
+from medrag.serve.streams import EVENTS, EVENTS_TOO, QUIET, Gone, event, unless_gone
 
 WEB = Path(__file__).parent.parent / "web"
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
@@ -46,7 +47,7 @@ def application(config: Config, token: str, evidence: int, pool: Pool, measures:
     desk = Desk(pool, measures, config.methods, evidence)
     handle_errors(app)
 
-    @app.post("/v1/answers", response_model=shapes.Response, responses=errors.documented(*errors.ASKED, "unknown_method"))
+    @app.post("/v1/answers", response_model=shapes.Response, responses=EVENTS_TOO | errors.documented(*errors.ASKED, "unknown_method"))
     async def answers(request: Request, body: Annotated[shapes.AnswerRequest, Body()]) -> Response:
         """A question's answer with its evidence. With ``stream`` server-sent events: ``piece`` ..., then ``answer`` (or ``error``), which stands."""
         note = request.scope["medrag"]
@@ -102,7 +103,7 @@ def application(config: Config, token: str, evidence: int, pool: Pool, measures:
         found = files.get(f"/web/{name}")
         return _file(found) if found else errors.answer("not_found")
 
-    routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    routes = {route.path: route.methods or () for route in app.routes if isinstance(route, Route)}
     return Shield(app, config, token, pool, measures, routes)
 
 
@@ -133,8 +134,8 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _other(_: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid")
-        return errors.answer(code, error.headers if code == "method_not_allowed" else None)
+        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid")
+        return errors.answer(code, error.headers)
 
     @app.exception_handler(UnknownMethodError)
     async def _unknown(_: Request, error: UnknownMethodError) -> Response:
@@ -155,6 +156,10 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(TimeoutError)
     async def _deadline(_: Request, error: TimeoutError) -> Response:
         return errors.answer("deadline")
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(_: Request, error: Exception) -> Response:
+        return errors.answer("failed", {"Retry-After": "1"})
 
     @app.exception_handler(Gone)
     async def _left(_: Request, error: Gone) -> Response:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from medrag.serve import shapes
 
 MESSAGES: dict[str, tuple[int, str, str]] = {
+    "not_http": (400, "invalid_request_error", "收到的不是有效的 HTTP 请求。"),
     "unauthorized": (401, "authentication_error", "需要口令：请在 Authorization 中提供（Bearer 口令，或以口令为密码的 Basic）。"),
     "forbidden_host": (403, "permission_error", "只接受发往本机地址的请求。"),
     "not_found": (404, "invalid_request_error", "没有这个地址。"),
@@ -20,6 +21,7 @@ MESSAGES: dict[str, tuple[int, str, str]] = {
     "too_large": (413, "invalid_request_error", "请求体超过 256 KB。"),
     "not_json": (415, "invalid_request_error", "请求体必须是 application/json。"),
     "invalid": (422, "invalid_request_error", "请求的内容不符合要求。"),
+    "headers_too_large": (431, "invalid_request_error", "请求头超过 64 KB。"),
     "busy": (429, "rate_limit_error", "现在提问的人太多，请稍后再试。如情况紧急，请立即拨打120或前往最近的急诊。"),
     "not_ready": (503, "server_error", "服务还没有准备好，请稍后再试。如情况紧急，请立即拨打120或前往最近的急诊。"),
     "failed": (503, "server_error", "回答时出了错，请重试。如情况紧急，请立即拨打120或前往最近的急诊。"),
@@ -59,8 +61,10 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
     """What is wrong with a request's body: which field, in which way; names that are not ours are not repeated."""
     found = []
     for error in errors[:5]:
-        place = ".".join(str(part) for part in error.get("loc", ())[1:] if isinstance(part, int) or part in _FIELDS)
-        found.append((place, _SAID.get(str(error.get("type")), "类型或取值不对")))
+        kind = str(error.get("type"))
+        parts = () if kind == "json_invalid" else error.get("loc", ())[1:]
+        place = ".".join(str(part) for part in parts if isinstance(part, int) or part in _FIELDS)
+        found.append((place, _SAID.get(kind, "类型或取值不对")))
     words = "；".join(f"{place or '请求体'}：{said}" for place, said in dict(found).items())
     return answer("invalid", param=next((place for place, _ in found if place), None), message=f"请求的内容不符合要求：{words}。")
 

@@ -16,7 +16,7 @@ from medrag import privacy
 from medrag.serve import errors, shapes
 from medrag.serve.asking import Asked, Desk, UnknownMethodError, screen
 from medrag.serve.pool import Failed, Job, NotReady
-from medrag.serve.streams import EVENTS, QUIET, unless_gone
+from medrag.serve.streams import EVENTS, EVENTS_TOO, QUIET, unless_gone
 
 
 class BadMessagesError(ValueError):
@@ -31,7 +31,7 @@ def routes(app: FastAPI, desk: Desk, created: int) -> None:
     async def _bad(_: Request, error: BadMessagesError) -> Response:
         return errors.answer("invalid", param="messages", message=f"最后一条消息必须来自 user，是不超过 {shapes.QUESTION_CHARACTERS} 字的问题。")
 
-    @app.post("/v1/chat/completions", response_model=shapes.ChatResponse, responses=asked_of_models)
+    @app.post("/v1/chat/completions", response_model=shapes.ChatResponse, responses=EVENTS_TOO | asked_of_models)
     async def chat(request: Request, body: Annotated[shapes.ChatRequest, Body()]) -> Response:
         """The last message is the question, the user's messages before it the dialogue; what a system message says is not followed.
 
@@ -64,6 +64,11 @@ def routes(app: FastAPI, desk: Desk, created: int) -> None:
     async def models() -> Response:
         """The methods that may be asked."""
         return JSONResponse({"object": "list", "data": [_model(name, created) for name in desk.methods]})
+
+    @app.get("/v1/models/{name}", response_model=shapes.Model, responses=errors.documented("unknown_method", "invalid"))
+    async def model(name: str) -> Response:
+        """One of them."""
+        return JSONResponse(_model(desk.method(name), created))
 
     @app.post("/v1/embeddings", response_model=shapes.EmbeddingsResponse, responses=asked_of_models)
     async def embeddings(request: Request, body: Annotated[shapes.EmbeddingsRequest, Body()]) -> Response:

@@ -36,6 +36,14 @@ class Config:
     """asked of new workers; they serve when they have answered it"""
     feedback: str = ""
     """SQLite file of the verdicts on answers; empty: feedback.sqlite in the store"""
+    cluster: str = ""
+    """empty: this process and its workers; ``local``: replicas of the service on a Ray cluster made here; else the address of a Ray cluster, or
+    ``auto``, whose machines share the store's folder. A replica is given ``serve.workers`` processes of ``hardware.threads`` cores (one, where that
+    is 0), and a card where ``hardware.device`` is cuda. Needs ``pip install 'medrag[cluster]'``"""
+    replicas_least: int = 1
+    """replicas on a cluster, however little there is to do"""
+    replicas_most: int = 2
+    """replicas on a cluster, however much there is to do"""
     log: bool = True
     """a JSON line on stderr for each request: hashes and lengths, never texts"""
 
@@ -58,11 +66,13 @@ def check(config: Config, token: str) -> None:
         raise ValueError(f"serve.methods={config.methods}; name each method once, at least one")
     if not 0 <= config.port <= 65535:
         raise ValueError(f"serve.port={config.port}; allowed: 0 to 65535")
-    for name in ("workers", "batch_questions", "queue_questions"):
+    for name in ("workers", "batch_questions", "queue_questions", "replicas_least"):
         if getattr(config, name) < 1:
             raise ValueError(f"serve.{name}={getattr(config, name)}; it must be 1 or more")
     for name in ("deadline_seconds", "request_seconds", "swap_seconds"):
         if not getattr(config, name) > 0:
             raise ValueError(f"serve.{name}={getattr(config, name)}; it must be above 0")
+    if config.replicas_most < config.replicas_least:
+        raise ValueError(f"serve.replicas_most={config.replicas_most}; it must be serve.replicas_least={config.replicas_least} or more")
     if config.screened_a_second < 0:
         raise ValueError(f"serve.screened_a_second={config.screened_a_second}; it must be 0 or more")

@@ -20,6 +20,12 @@ def _joined(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows no integers: 3.0 is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
 Text = Annotated[str, Field(pattern=r"^[^\u0000]*$")]
 Question = Annotated[
     str,
@@ -55,7 +61,7 @@ class Turn(Strict):
 class AnswerRequest(Strict):
     question: Question
     history: list[Turn] = Field(default_factory=list, max_length=TURNS, description="earlier turns, oldest first, without the question")
-    k: int | None = Field(None, ge=1, le=20, description="passages shown; those that sentences rest on are always shown")
+    k: Annotated[int, Field(ge=1, le=20), Whole] | None = Field(None, description="passages shown; those that sentences rest on are always shown")
     method: Name | None = Field(None, description="one of /v1/models; the first where it is not said")
     stream: bool = False
 
@@ -110,9 +116,14 @@ class Verdict(Strict):
     versions: Versions
 
 
+class Part(Lenient):
+    type: Literal["text"]
+    text: Content
+
+
 class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Content, BeforeValidator(_joined, json_schema_input_type=Content | list[dict[str, Any]])]
+    content: Annotated[Content, BeforeValidator(_joined, json_schema_input_type=Content | list[Part])]
 
 
 class StreamOptions(Lenient):
@@ -124,7 +135,7 @@ class ChatRequest(Lenient):
     messages: list[Message] = Field(min_length=1, max_length=2 * TURNS, description="the last one is the question, the user's")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(ge=1, le=1), Whole] | None = 1
 
 
 class Usage(BaseModel):
@@ -178,7 +189,7 @@ class EmbeddingsResponse(BaseModel):
 class RerankRequest(Lenient):
     query: Question
     documents: list[Filled] = Field(min_length=1, max_length=DOCUMENTS)
-    top_n: int | None = Field(None, ge=1)
+    top_n: Annotated[int, Field(ge=1), Whole] | None = None
     model: Name | None = None
     return_documents: bool = False
 

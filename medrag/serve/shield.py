@@ -14,8 +14,11 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+import traceback
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
+
+from starlette.exceptions import HTTPException
 
 from medrag.serve import errors
 from medrag.serve.measures import Measures
@@ -51,14 +54,18 @@ def hashed(text: str) -> str:
     return hmac.digest(_KEY, text.encode("utf-8", "replace"), "sha256").hex()[:16]
 
 
-class TooLarge(Exception):  # noqa: N818
-    """A body has grown beyond what is allowed."""
+class TooLarge(HTTPException):
+    """A body has grown beyond what is allowed. FastAPI passes on no other sort of exception from where a body is read."""
+
+    def __init__(self) -> None:
+        super().__init__(413, headers={"Connection": "close"})
 
 
 class Shield:
     """The outermost application."""
 
-    def __init__(self, app: App, config: Config, token: str, pool: Pool, measures: Measures, routes: frozenset[str]) -> None:
+    def __init__(self, app: App, config: Config, token: str, pool: Pool, measures: Measures, routes: Mapping[str, Collection[str]]) -> None:
+        """``routes``: the methods that each path takes."""
         self.app = app
         self.config = config
         self.pool = pool
@@ -85,12 +92,9 @@ class Shield:
                 raise TooLarge
             return message
 
-        started = False
-
         async def shown(message: MutableMapping[str, Any]) -> None:
-            nonlocal status, started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
                 status = message["status"]
                 headers = message.setdefault("headers", [])
                 headers += HEADERS
@@ -105,9 +109,9 @@ class Shield:
                 await errors.answer(code, extra)(scope, receive, shown)
             else:
                 await self.app(scope, counted, shown)
-        except TooLarge:
-            if not started:
-                await errors.answer("too_large", {"Connection": "close"})(scope, receive, shown)
+        except Exception as error:  # told without its words, which may be those of a question
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            print(f"medrag: a request failed: {type(error).__name__} at {where.filename}:{where.lineno}", file=sys.stderr)
         finally:
             path = scope["path"] if scope["path"] in self.routes else "/web/" if scope["path"].startswith("/web/") else "other"
             seconds = time.perf_counter() - began
@@ -123,7 +127,7 @@ class Shield:
                 return "forbidden_host", None
         elif scope["path"] != "/healthz" and not self._may_enter(headers.get(b"authorization", b"")):
             return "unauthorized", {"WWW-Authenticate": 'Basic realm="medrag", charset="UTF-8"'}
-        if scope["method"] == "POST" and scope["path"] in self.routes:
+        if scope["method"] == "POST" and "POST" in self.routes.get(scope["path"], ()):
             if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                 return "not_json", None
             if int(size) > errors.BODY_BYTES if (size := headers.get(b"content-length", b"0")).isdigit() else True:

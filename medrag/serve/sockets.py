@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from medrag.serve import errors
 from medrag.serve.settings import Config
+from medrag.serve.shield import HEADERS
 
 KEEP_ALIVE_SECONDS = 10
 """how long a connection may be idle between two requests"""
@@ -41,7 +45,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large")
+            self._refuse("headers_too_large")
         elif self._clock is None and self._waiting():
             self._start()  # blank lines between two requests begin none
 
@@ -50,6 +54,9 @@ class TimedProtocol(HttpToolsProtocol):
         self._start()
 
     def on_headers_complete(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:  # all of them came at once
+            self._refuse("headers_too_large")
+            return
         super().on_headers_complete()
         self._head_bytes = -sys.maxsize  # a body has a limit of its own
 
@@ -64,7 +71,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def _start(self) -> None:
         self._stop()
-        self._clock = self.loop.call_later(self.request_seconds, self._refuse, b"408 Request Timeout")
+        self._clock = self.loop.call_later(self.request_seconds, self._refuse, "too_slow")
 
     def _stop(self) -> None:
         if self._clock is not None:
@@ -75,13 +82,24 @@ class TimedProtocol(HttpToolsProtocol):
         """Whether no request is being answered; before the first one's headers are whole there is no cycle."""
         return bool(getattr(self.cycle, "response_complete", True))
 
-    def _refuse(self, status: bytes) -> None:
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("not_http")
+
+    def _refuse(self, code: str) -> None:
         self._stop()
         if not self.transport.is_closing():
             if self._waiting() or not self.cycle.response_started:
-                self.transport.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                self.transport.write(_whole(code))
             self.transport.close()
             self.loop.call_later(1, self.transport.abort)
+
+
+def _whole(code: str) -> bytes:
+    """The response to what never gets as far as the application."""
+    status, body = HTTPStatus(errors.MESSAGES[code][0]), json.dumps(errors.body(code), ensure_ascii=False).encode()
+    told = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Cache-Control": "no-store", "Connection": "close"}
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in told.items()), ""]
+    return "\r\n".join(lines).encode() + b"".join(b"%s: %s\r\n" % header for header in HEADERS) + b"\r\n" + body
 
 
 def listen(config: Config) -> socket.socket:

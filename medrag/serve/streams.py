@@ -12,6 +12,14 @@ from fastapi import Request
 EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 QUIET = ": still there\n\n"
 """a comment, which clients pass over"""
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+    "description": "each event",
+}
+EVENTS_TOO: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
+"""FastAPI's ``responses`` of a route that streams where it is asked to"""
 
 
 class Gone(Exception):  # noqa: N818
