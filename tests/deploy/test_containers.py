@@ -28,7 +28,8 @@ def told_by_the_service() -> dict[str, set[str]]:
     found = {}
     for one in vars(Measures()).values():
         if isinstance(one, MetricWrapperBase):
-            name = one.describe()[0].name + ("_total" if isinstance(one, Counter) else "")
+            (described,) = one.describe()
+            name = described.name + ("_total" if isinstance(one, Counter) else "")
             found[name] = {*one._labelnames} | ({"le"} if isinstance(one, Histogram) else set())
     return found
 
