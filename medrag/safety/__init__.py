@@ -15,7 +15,7 @@ __all__ = ["NOTE", "OTHER", "TRUSTED", "Emergency", "emergency", "kinds", "presc
 NOTE = "（这是系统自动识别后给出的提示，没有医生看过你的情况，不能代替急救人员和医生的判断。）"
 OTHER = "other"
 """the kind of what the classifier takes for an emergency without being sure of which"""
-TRUSTED = -3.0
+TRUSTED = -1.0
 """the classifier's score from which a rule that matches is believed"""
 _FEWEST = 4
 """characters that say enough for the classifier: 累死了 is no emergency"""

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import psutil
 import pytest
-from served import BOTH, Service, served_store
+from served import BOTH, Service
 
 pytest.importorskip("ray", reason="pip install 'medrag[cluster]'")
 
@@ -27,7 +27,12 @@ QUESTIONS = ["孕期可以喝咖啡吗？", "宝宝发烧怎么办？", "叶酸�
 SETTINGS = [*BOTH, "hardware.threads=1", "answer.refuse_below=0", "serve.batch_questions=2"]
 SCRIPTED = Path(__file__).with_name("scripted_cluster.py")
 RETRIED = (429, 503)
-store = served_store
+pytest_plugins = ["service_fixtures"]
+
+
+@pytest.fixture(scope="module")
+def store(served_store: Path) -> Path:
+    return served_store
 
 
 @contextmanager
