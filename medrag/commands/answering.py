@@ -61,7 +61,7 @@ def streamed(pieces: Iterator[str | dict[str, Any]]) -> dict[str, Any]:
 
 def cited(sentences: Sequence[dict[str, Any]]) -> str:
     """The sentences of an answer, each run of them with what it rests on."""
-    return "".join("".join(sentence["text"] for sentence in run) + mark for mark, run in groupby(sentences, _mark))
+    return "".join("".join(sentence["text"] for sentence in run).rstrip() + mark for mark, run in groupby(sentences, _mark))
 
 
 def _mark(sentence: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_CLAUSES = re.compile(r"[，。；！？、…~,;!?\s]+")
+_CLAUSES = re.compile(r"[，。；！？、…~,;!?\s【】〔〕\[\]（）()：:「」<>|]+|请把|从现在起")
 _PINYIN = re.compile(r"(?<![a-z])kai\s?(?![a-z])")
 _PAPER = r"(?:处方(?!药|的药)|药方|药单|条子|方子|[开续个拟的]方(?!便|法|案|式|面|向)|[药开]单|单子|的单$|病历)"
 _DRUG = (

@@ -49,6 +49,16 @@ FIELDS = {
 }
 """of a response, in the order they come"""
 
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+CANARY = "Kanari7Q"
+"""what no response may hold"""
+POSTED = ("/v1/answers", "/v1/feedback", "/v1/chat/completions", "/v1/embeddings", "/rerank", "/v1/rerank")
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -181,6 +191,18 @@ def checked(found: dict[str, Any]) -> dict[str, Any]:
     assert found["refused"] == bool(found["reason"])
     assert bool(settled) == (found["method"] == "") and (not settled or found["passages"] == [])
     return found
+
+
+def safe(reply: Reply) -> Reply:
+    """A reply, after what must hold for each was seen to hold for this one."""
+    assert {name: reply.headers.get(name) for name in HEADERS} == HEADERS, reply
+    assert not [name for name in reply.headers if name.startswith("access-control-") or name in ("server", "x-powered-by", "set-cookie")]
+    assert reply.headers["cache-control"] in ("no-store", "no-cache") and reply.status < 500
+    if reply.status >= 400 and reply.body:
+        assert reply.headers["content-type"] == "application/json"
+        assert reply.json.keys() == {"error"} and reply.json["error"].keys() == {"message", "type", "code", "param"}
+    assert CANARY not in reply.text and CANARY.lower() not in str(reply.headers).lower() and TOKEN not in reply.text
+    return reply
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -56,6 +57,14 @@ class Stage:
         return self.measures.registry.get_sample_value(name, labels) or 0.0
 
 
+def workers_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [process] if str(folder) in process.cmdline() else []
+    return found
+
+
 def told(question: str, do: str = "answer") -> dict[str, Any]:
     return {"do": do, "question": question, "k": 3, "method": "dense"}
 
@@ -71,7 +80,7 @@ async def staged(folder: Path, ready: bool = True, **settings: Any) -> AsyncIter
         yield stage
     finally:
         await stage.pool.stop()
-        assert not [process for process in psutil.Process().children(recursive=True) if str(folder) in process.cmdline()]
+        assert not workers_in(folder)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -189,7 +198,7 @@ def test_versions_change_without_a_failure_and_no_answer_mixes_them(tmp_path: Pa
             assert all(answer in (f"v{number} {question}" for number in (1, 2, 3)) for answer, question in seen)
             assert seen[0][0].startswith("v1 ") and seen[-1][0].startswith("v3 ")
             assert stage.count("medrag_swaps_total", result="done") == 2
-            await stage.until(lambda: len([one for one in psutil.Process().children() if str(tmp_path) in one.cmdline()]) == 2)
+            await stage.until(lambda: len(workers_in(tmp_path)) == 2)
 
     run(body())
 

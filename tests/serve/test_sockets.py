@@ -154,7 +154,7 @@ def test_an_answer_may_take_longer_than_a_request(tmp_path: Path) -> None:
 def test_who_goes_away_frees_the_place_in_the_queue(stream: bool, tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path, queue_questions=1) as service:
-            busy = asyncio.create_task(service.ask("wait 1"))
+            busy = asyncio.create_task(service.ask("wait 3"))
             while not service.measures.registry.get_sample_value("medrag_batch_size_count"):
                 await asyncio.sleep(0.01)
             _, writer = await service.connect()
@@ -175,7 +175,7 @@ def test_who_goes_away_frees_the_place_in_the_queue(stream: bool, tmp_path: Path
 def test_emergencies_are_answered_while_the_queue_is_full(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path, queue_questions=1) as service:
-            waiting = [asyncio.create_task(service.ask("wait 1")) for _ in range(2)]
+            waiting = [asyncio.create_task(service.ask("wait 3")) for _ in range(2)]
             while not service.pool.full:
                 await asyncio.sleep(0.01)
             status, _, said = await service.ask("我爸突然胸口疼，出冷汗")
@@ -188,7 +188,7 @@ def test_emergencies_are_answered_while_the_queue_is_full(tmp_path: Path) -> Non
 def test_beyond_its_share_a_full_queue_reads_nothing(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path, queue_questions=1, screened_a_second=0) as service:
-            waiting = [asyncio.create_task(service.ask("wait 1")) for _ in range(2)]
+            waiting = [asyncio.create_task(service.ask("wait 3")) for _ in range(2)]
             while not service.pool.full:
                 await asyncio.sleep(0.01)
             status, headers, _ = await service.ask("我爸突然胸口疼，出冷汗")
