@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medrag import text
 from medrag.safety import classifier, prescriptions, rules
 
 __all__ = ["NOTE", "OTHER", "TRUSTED", "Emergency", "emergency", "kinds", "prescription"]
 NOTE = "（这是系统自动识别后给出的提示，没有医生看过你的情况，不能代替急救人员和医生的判断。）"
 OTHER = "other"
 """the kind of what the classifier takes for an emergency without being sure of which"""
-TRUSTED = -1.0
+TRUSTED = -4.0
 """the classifier's score from which a rule that matches is believed"""
 _FEWEST = 4
 """characters that say enough for the classifier: 累死了 is no emergency"""
@@ -43,7 +42,7 @@ def emergency(question: str) -> Emergency | None:
 
     A rule that matches counts for the classifier like a word; alone it is believed unless the classifier is sure of the contrary.
     """
-    asked = text.clean(question).lower()
+    asked = rules.read(question)
     found = rules.matching(asked)
     models = classifier.models()
     classed = classifier.classed(asked)
@@ -59,4 +58,4 @@ def emergency(question: str) -> Emergency | None:
 
 def prescription(question: str) -> bool:
     """Whether a question asks the machine to write a prescription or to prescribe a medicine. The question is cleaned here."""
-    return prescriptions.asked_for(text.clean(question).lower())
+    return prescriptions.asked_for(rules.read(question))

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from medrag import text
+
 _FILE = Path(__file__).with_name("emergencies.json")
 _CLAUSES = re.compile(r"[，。；！？、…~,;!?\s]+")
+_SPACE = re.compile(r"(?<=[\u4e00-\u9fff\d])\s+(?=[\u4e00-\u9fff])")
 _PART = re.compile("<([a-z]+)>")
 _WEEKS = re.compile(r"(\d{1,2})多?周")
 _FELT_FROM_WEEKS = 24
@@ -45,6 +48,11 @@ def _read() -> tuple[dict[str, re.Pattern[str]], tuple[_Kind, ...]]:
         for name, kind in data["kinds"].items()
     )
     return {name: re.compile(whole(pattern)) for name, pattern in parts.items()}, tuple(kinds)
+
+
+def read(question: str) -> str:
+    """A question as it is looked at: cleaned, in lower case, and with a comma where a space stands for one, which cleaning would take away."""
+    return text.clean(_SPACE.sub("，", question)).lower()
 
 
 def advice() -> dict[str, str]:

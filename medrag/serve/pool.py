@@ -16,7 +16,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,13 @@ class NotReady(Exception):  # noqa: N818
 
 class Failed(Exception):  # noqa: N818
     """A worker could not do what was asked."""
+
+
+class Place:
+    """A place in the queue for a request that is still being read."""
+
+
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
 
 
 @dataclass(eq=False)
@@ -125,6 +133,7 @@ class Pool:
         self.failure = ""
         self._command, self._pins = command, pins
         self._waiting: deque[Job] = deque()
+        self._arriving: set[Place] = set()
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._retiring: list[Worker] = []
@@ -141,7 +150,23 @@ class Pool:
 
     @property
     def full(self) -> bool:
-        return len(self._waiting) >= self.config.queue_questions
+        free = sum(not worker.at_work for worker in self.generation.workers) if self.generation else 0
+        return len(self._waiting) + len(self._arriving) >= self.config.queue_questions + free * self.config.batch_questions
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Keep a place for what is entered within, where there is one: else a burst would be read that the queue then has no room for."""
+        place = None if self.full else Place()
+        if place is None:
+            yield
+            return
+        self._arriving.add(place)
+        before = _place.set(place)
+        try:
+            yield
+        finally:
+            self._arriving.discard(place)
+            _place.reset(before)
 
     @property
     def wait_seconds(self) -> int:
@@ -153,7 +178,9 @@ class Pool:
         if not self.serving:
             self.measures.rejected.labels("not_ready").inc()
             raise NotReady
-        if self.full:
+        if (place := _place.get()) is not None and place in self._arriving:
+            self._arriving.discard(place)
+        elif self.full:
             self.measures.rejected.labels("full").inc()
             raise Full(self.wait_seconds)
         job = Job(number := next(self._numbers), told | {"job": number}, time.monotonic() + self.config.deadline_seconds)

@@ -16,6 +16,8 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -54,6 +56,19 @@ def hashed(text: str) -> str:
     return hmac.digest(_KEY, text.encode("utf-8", "replace"), "sha256").hex()[:16]
 
 
+def response(code: str, *lines: bytes) -> bytes:
+    """The bytes of a response to what never gets as far as the application."""
+    head, body = _parts(code)
+    return b"\r\n".join([head, *lines, b"", body])
+
+
+@cache
+def _parts(code: str) -> tuple[bytes, bytes]:
+    status, body = HTTPStatus(errors.MESSAGES[code][0]), json.dumps(errors.body(code), ensure_ascii=False).encode()
+    told = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *HEADERS]
+    return b"\r\n".join([f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b"%s: %s" % header for header in told)]), body
+
+
 class TooLarge(HTTPException):
     """A body has grown beyond what is allowed. FastAPI passes on no other sort of exception from where a body is read."""
 
@@ -73,6 +88,7 @@ class Shield:
         self.routes = routes
         self._token = hashlib.sha256(token.encode()).digest() if token else b""
         self._screened, self._since = 0.0, time.monotonic()
+        self._turned_away, self._told = 0, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,6 +123,9 @@ class Shield:
         try:
             if code:
                 await errors.answer(code, extra)(scope, receive, shown)
+            elif scope["path"] in QUEUED:
+                with self.pool.arriving():
+                    await self.app(scope, counted, shown)
             else:
                 await self.app(scope, counted, shown)
         except Exception as error:  # told without its words, which may be those of a question
@@ -132,10 +151,28 @@ class Shield:
                 return "not_json", None
             if int(size) > errors.BODY_BYTES if (size := headers.get(b"content-length", b"0")).isdigit() else True:
                 return "too_large", {"Connection": "close"}
-            if scope["path"] in QUEUED and self.pool.full and not (scope["path"] in SCREENED and self._may_be_screened()):
-                self.measures.rejected.labels("full").inc()
+            if self.turns_away(scope["path"]):
                 return "busy", {"Retry-After": str(self.pool.wait_seconds)}
         return "", None
+
+    def turns_away(self, path: str) -> bool:
+        """Whether what is posted to a path is not to be read, since the queue is full."""
+        if path not in QUEUED or not self.pool.full or (path in SCREENED and self._may_be_screened()):
+            return False
+        self.measures.rejected.labels("full").inc()
+        return True
+
+    def turned_away(self, path: str) -> bytes | None:
+        """The whole response to what is posted to a path, where that is turned away before it gets here; counted, and in the log once a second."""
+        if not self.turns_away(path):
+            return None
+        self.measures.requests.labels(path, 429).inc()
+        self._turned_away += 1
+        if (now := time.monotonic()) - self._told > 1:
+            if self.config.log:
+                print(json.dumps({"at": round(time.time(), 3), "status": 429, "turned_away": self._turned_away}), file=sys.stderr)
+            self._turned_away, self._told = 0, now
+        return response("busy", b"retry-after: %d" % self.pool.wait_seconds)
 
     def _may_enter(self, authorization: bytes) -> bool:
         kind, _, value = authorization.partition(b" ")
