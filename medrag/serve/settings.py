@@ -20,11 +20,11 @@ class Config:
     """trained methods that may be asked; the first answers where a request names none"""
     workers: int = 1
     """processes that answer, each with the models in its own memory"""
-    batch_questions: int = 4
+    batch_questions: int = 2
     """most questions answered at once"""
-    queue_questions: int = 4
+    queue_questions: int = 2
     """most requests that wait for a worker; beyond it the answer is 429. More: fewer refusals, longer waits"""
-    screened_a_second: int = 100
+    screened_a_second: int = 50
     """requests a second that are still read while the queue is full, so that emergencies among them are answered; the others are not even read"""
     deadline_seconds: float = 30.0
     """how long a request may wait for its answer before it is told 504"""

@@ -8,6 +8,7 @@ each text. The hash's key is drawn at the start, so that a log cannot be searche
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -48,6 +49,8 @@ SCREENED = ("/v1/answers", "/v1/chat/completions")
 QUEUED = (*SCREENED, "/v1/embeddings", "/rerank", "/v1/rerank")
 WATCHED = ("/healthz", "/readyz", "/metrics")
 """asked again and again by machines; not in the log"""
+READ = "medrag.read"
+"""in the scope of a request that is to be read though the queue is full: it may tell of an emergency"""
 _KEY = secrets.token_bytes(32)
 
 
@@ -124,8 +127,10 @@ class Shield:
             if code:
                 await errors.answer(code, extra)(scope, receive, shown)
             elif scope["path"] in QUEUED:
-                with self.pool.arriving():
-                    await self.app(scope, counted, shown)
+                first = await counted()
+                # who trickles a body keeps no place
+                with contextlib.nullcontext() if first.get("more_body") else self.pool.arriving():
+                    await self.app(scope, _again(first, counted), shown)
             else:
                 await self.app(scope, counted, shown)
         except Exception as error:  # told without its words, which may be those of a question
@@ -151,7 +156,7 @@ class Shield:
                 return "not_json", None
             if int(size) > errors.BODY_BYTES if (size := headers.get(b"content-length", b"0")).isdigit() else True:
                 return "too_large", {"Connection": "close"}
-            if self.turns_away(scope["path"]):
+            if not scope.get(READ) and self.turns_away(scope["path"]):
                 return "busy", {"Retry-After": str(self.pool.wait_seconds)}
         return "", None
 
@@ -162,9 +167,12 @@ class Shield:
         self.measures.rejected.labels("full").inc()
         return True
 
-    def turned_away(self, path: str) -> bytes | None:
+    def turned_away(self, path: str, scope: Scope) -> bytes | None:
         """The whole response to what is posted to a path, where that is turned away before it gets here; counted, and in the log once a second."""
+        if not self.pool.full:
+            return None
         if not self.turns_away(path):
+            scope[READ] = True
             return None
         self.measures.requests.labels(path, 429).inc()
         self._turned_away += 1
@@ -199,6 +207,16 @@ class Shield:
     def _log(self, path: str, status: int, seconds: float, received: int, note: dict[str, Any]) -> None:
         row = {"at": round(time.time(), 3), "route": path, "status": status, "ms": round(1e3 * seconds, 1), "bytes": received} | note
         print(json.dumps(row, ensure_ascii=False), file=sys.stderr)
+
+
+def _again(first: MutableMapping[str, Any], receive: Receive) -> Receive:
+    """``receive`` with a message before all others that has been taken from it already."""
+    messages = [first]
+
+    async def both() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else await receive()
+
+    return both
 
 
 def _local_host(host: bytes) -> bool:

@@ -76,7 +76,7 @@ class TimedProtocol(HttpToolsProtocol):
         """Whether a request was answered here, with a task less and before anything of it is read, since there are too many."""
         if self.parser.get_method() != b"POST" or not self._waiting():
             return False
-        said = self.app.turned_away(self.url.partition(b"?")[0].decode("latin-1"))
+        said = self.app.turned_away(self.url.partition(b"?")[0].decode("latin-1"), self.scope)
         if said is not None:
             self.transport.write(said)
             if not self.parser.should_keep_alive():

@@ -123,6 +123,24 @@ def test_many_slow_connections_do_not_harm_others(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
+def test_bodies_that_trickle_keep_no_place_in_the_queue(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with served(tmp_path, request_seconds=3.0) as service:
+            first = request({"question": "q" * 1000})[:-900]
+            slow = []
+            for _ in range(50):
+                _, writer = await service.connect()
+                writer.write(first)
+                slow.append(writer)
+            await asyncio.sleep(0.3)
+            for _ in range(10):
+                assert (await service.ask("q"))[0] == 200
+            for writer in slow:
+                writer.close()
+
+    asyncio.run(body())
+
+
 def test_headers_without_end_are_refused(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path) as service:
