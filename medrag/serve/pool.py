@@ -1,6 +1,6 @@
 """One bounded queue before the processes that answer, and the change from one set of them to the next.
 
-A worker that is free takes what has waited longest: questions as many as one batch holds, anything else alone. Nothing waits for a batch to fill.
+A worker takes what has waited longest: questions as many as one batch holds, anything else alone. Nothing waits for a batch to fill.
 Who gives up, by going away or at the deadline, leaves the queue at once. A generation is all workers of the same versions: the next one starts
 beside it, answers the golden question, and takes over; the old one's workers end with what they have in hand.
 """
@@ -28,6 +28,8 @@ LINE_BYTES = 64 * 1024 * 1024
 """longest message between the processes"""
 START_SECONDS = 600.0
 """how long a worker may take to load"""
+AHEAD = 2
+"""batches that a worker has: it would stand idle while this process, busy with others, hears that one is done and sends the next"""
 RETRY_SECONDS = 30.0
 """how long after a failed change the same versions are not tried again"""
 Message = dict[str, Any]
@@ -75,10 +77,17 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.busy: dict[int, Job] = {}
-        """what it has in hand and somebody still waits for"""
-        self.at_work = False
-        self.began, self.size = 0.0, 1
+        """what it has been given and somebody still waits for"""
+        self.batches: deque[Sequence[Job]] = deque()
+        """what it has been given and has not done yet: a batch in hand, and one for the moment when that is done"""
+        self.began = 0.0
         self.ended = False
+
+    @property
+    def room(self) -> int:
+        """How many batches more it may be given. None waits behind a stream, which may take long while another worker is free."""
+        streams = any(job.told["do"] == "stream" for batch in self.batches for job in batch)
+        return 0 if self.ended or streams else AHEAD - len(self.batches)
 
     def tell(self, message: Any) -> None:
         assert self.process.stdin is not None
@@ -107,6 +116,7 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGKILL)
             await self.process.wait()
+        self.process._transport.close()  # type: ignore[attr-defined]  # it may be left open for the garbage collector to complain of
 
 
 @dataclass(eq=False)
@@ -150,8 +160,8 @@ class Pool:
 
     @property
     def full(self) -> bool:
-        free = sum(not worker.at_work for worker in self.generation.workers) if self.generation else 0
-        return len(self._waiting) + len(self._arriving) >= self.config.queue_questions + free * self.config.batch_questions
+        free = sum(worker.room for worker in self.generation.workers) if self.generation else 0
+        return len(self._waiting) + len(self._arriving) >= self.config.queue_questions + free
 
     @contextlib.contextmanager
     def arriving(self) -> Iterator[None]:
@@ -220,16 +230,14 @@ class Pool:
             self._waiting.remove(job)
         if job.worker is not None and job.number in job.worker.busy:
             job.worker.busy.pop(job.number)
-            if job.told["do"] == "stream":
-                job.worker.tell({"cancel": job.number})
+            job.worker.tell({"cancel": job.number})
 
     def _dispatch(self) -> None:
-        """Give each free worker of this generation its next batch."""
-        for worker in self.generation.workers if self.generation else ():
-            if not self._waiting:
+        """Give the workers of this generation their next batches, those first that have least."""
+        while self._waiting and self.generation:
+            worker = max(self.generation.workers, key=lambda worker: worker.room, default=None)
+            if worker is None or not worker.room:
                 return
-            if worker.ended or worker.at_work:
-                continue
             jobs = [self._waiting.popleft()]
             while self._waiting and len(jobs) < self.config.batch_questions and jobs[0].told["do"] == self._waiting[0].told["do"] == "answer":
                 jobs.append(self._waiting.popleft())
@@ -239,8 +247,10 @@ class Pool:
         for job in jobs:
             job.worker = worker
             job.tries += 1
-        worker.busy = {job.number: job for job in jobs}
-        worker.began, worker.size, worker.at_work = time.monotonic(), len(jobs), True
+        worker.busy |= {job.number: job for job in jobs}
+        if not worker.batches:
+            worker.began = time.monotonic()
+        worker.batches.append(jobs)
         self.measures.batch.observe(len(jobs))
         worker.tell([job.told for job in jobs])
 
@@ -347,8 +357,11 @@ class Pool:
         """Pass on what a worker says, till it ends; what it had in hand is then asked once more of another."""
         while message := await worker.hear():
             if "idle" in message:
-                self._seconds_each += 0.1 * ((time.monotonic() - worker.began) / worker.size - self._seconds_each)
-                worker.busy, worker.at_work = {}, False
+                now, done = time.monotonic(), worker.batches.popleft()
+                self._seconds_each += 0.1 * ((now - worker.began) / len(done) - self._seconds_each)
+                worker.began = now
+                for over in done:
+                    worker.busy.pop(over.number, None)
                 self._dispatch()
             elif job := worker.busy.get(message["job"]):
                 job.heard.put_nowait(message)

@@ -21,9 +21,9 @@ class Config:
     workers: int = 1
     """processes that answer, each with the models in its own memory"""
     batch_questions: int = 2
-    """most questions answered at once"""
-    queue_questions: int = 2
-    """most requests that wait for a worker; beyond it the answer is 429. More: fewer refusals, longer waits"""
+    """most questions answered at once; a worker has a batch in hand and the next one ready"""
+    queue_questions: int = 1
+    """most requests that wait for a worker beside what it has; beyond it the answer is 429. More: fewer refusals, longer waits"""
     screened_a_second: int = 50
     """requests a second that are still read while the queue is full, so that emergencies among them are answered; the others are not even read"""
     deadline_seconds: float = 30.0

@@ -9,10 +9,11 @@ Out: ``{"ready": {...}}`` first; then ``{"job": 7, "result": {...}}``, ``{"job":
 from __future__ import annotations
 
 import json
+import os
 import select
 import sys
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
@@ -28,6 +29,46 @@ Job = dict[str, Any]
 _NO_LIMIT_TOKENS = 100_000
 
 
+class Inbox:
+    """What arrives on a pipe: batches of jobs in their order, and which jobs have been given up since."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._batches: deque[list[Job]] = deque()
+        self._given_up: set[int] = set()
+        self._rest = b""
+        self._ended = False
+
+    def next(self) -> list[Job] | None:
+        """The next batch, without what has been given up; None at the end."""
+        while not self._batches:
+            if self._ended:
+                return None
+            self._given_up.clear()
+            self._read()
+        self._look()
+        return [job for job in self._batches.popleft() if job["job"] not in self._given_up]
+
+    def given_up(self, number: int) -> bool:
+        """Whether nobody waits for a job any more. The end of the pipe is no reason to stop in the midst of one."""
+        self._look()
+        return number in self._given_up
+
+    def _look(self) -> None:
+        while not self._ended and select.select([self._pipe], [], [], 0)[0]:
+            self._read()
+
+    def _read(self) -> None:
+        data = os.read(self._pipe, 1 << 16)
+        self._ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for told in map(json.loads, lines):
+            if isinstance(told, list):
+                self._batches.append(told)
+            else:
+                self._given_up.add(told["cancel"])
+
+
 class Worker:
     """Methods by name, the versions that they are, and how they answer."""
 
@@ -38,13 +79,11 @@ class Worker:
 
     def run(self, jobs: IO[bytes], out: IO[bytes]) -> None:
         """Answer until ``jobs`` ends."""
-        self._jobs, self._out = jobs, out
+        self._inbox, self._out = Inbox(jobs.fileno()), out
         self._say({"ready": {"versions": self.versions, "vectors": self._encoding_method() is not None}})
-        while line := jobs.readline():
-            told = json.loads(line)
-            if isinstance(told, list):
-                self._do(told)
-                self._say({"idle": True})
+        while (batch := self._inbox.next()) is not None:
+            self._do(batch)
+            self._say({"idle": True})
 
     def _say(self, message: dict[str, Any]) -> None:
         self._out.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
@@ -78,7 +117,7 @@ class Worker:
         (job,) = jobs
         name = job["method"]
         for piece in responses.stream(self.methods[name], job["question"], replace(self.config, evidence=job["k"])):
-            if self._cancelled(job["job"]):
+            if self._inbox.given_up(job["job"]):
                 return
             if isinstance(piece, str):
                 self._say({"job": job["job"], "piece": piece})
@@ -109,10 +148,6 @@ class Worker:
         """Tokens of the question and of the answer, as the method's own vocabulary cuts them."""
         written = "" if response["refused"] else response["answer"]
         return {"prompt": count(method, job["question"]), "completion": count(method, written)}
-
-    def _cancelled(self, number: int) -> bool:
-        """Whether the job in hand has been given up: nothing else arrives while one is in hand, but for the end, before which it is finished."""
-        return bool(select.select([self._jobs], [], [], 0)[0]) and json.loads(self._jobs.readline() or b"{}").get("cancel") == number
 
     def _encoding_method(self) -> str | None:
         """The first method that can encode texts which stand in no index."""

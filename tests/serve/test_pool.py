@@ -92,10 +92,10 @@ def test_what_waits_is_taken_in_order_and_in_batches(tmp_path: Path) -> None:
         async with staged(tmp_path) as stage:
             first = asyncio.create_task(stage.ask("wait 0.3"))
             await stage.until(stage.log)
-            others = [asyncio.create_task(stage.ask(f"q{number}")) for number in range(3)]
+            others = [asyncio.create_task(stage.ask(f"q{number}")) for number in range(4)]
             others += [asyncio.create_task(stage.ask("s", "stream")), asyncio.create_task(stage.ask("q9"))]
-            assert await asyncio.gather(first, *others) == ["v1 wait 0.3", "v1 q0", "v1 q1", "v1 q2", "v1 s", "v1 q9"]
-            assert [json.loads(line) for line in stage.log()] == [["wait 0.3"], ["q0", "q1", "q2"], ["s"], ["q9"]]
+            assert await asyncio.gather(first, *others) == ["v1 wait 0.3", "v1 q0", "v1 q1", "v1 q2", "v1 q3", "v1 s", "v1 q9"]
+            assert [json.loads(line) for line in stage.log()] == [["wait 0.3"], ["q0"], ["q1", "q2", "q3"], ["s"], ["q9"]]
 
     run(body())
 
@@ -105,6 +105,8 @@ def test_beyond_the_bound_it_is_full_and_what_leaves_makes_room(tmp_path: Path) 
         async with staged(tmp_path, queue_questions=2) as stage:
             busy = asyncio.create_task(stage.ask("wait 0.5"))
             await stage.until(stage.log)
+            ahead = asyncio.create_task(stage.ask("ahead"))
+            await asyncio.sleep(0)
             waiting = [asyncio.create_task(stage.ask(f"q{number}")) for number in range(2)]
             await asyncio.sleep(0)
             assert stage.pool.full
@@ -115,8 +117,8 @@ def test_beyond_the_bound_it_is_full_and_what_leaves_makes_room(tmp_path: Path) 
             await asyncio.wait(waiting[:1])
             assert not stage.pool.full
             assert await stage.ask("q3") == "v1 q3"
-            assert await busy and await waiting[1]
-            assert [json.loads(line) for line in stage.log()] == [["wait 0.5"], ["q1", "q3"]]  # nobody was asked q0
+            assert await busy and await ahead and await waiting[1]
+            assert [json.loads(line) for line in stage.log()] == [["wait 0.5"], ["ahead"], ["q1", "q3"]]  # nobody was asked q0
 
     run(body())
 

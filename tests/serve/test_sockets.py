@@ -175,6 +175,9 @@ def test_who_goes_away_frees_the_place_in_the_queue(stream: bool, tmp_path: Path
             busy = asyncio.create_task(service.ask("wait 3"))
             while not service.measures.registry.get_sample_value("medrag_batch_size_count"):
                 await asyncio.sleep(0.01)
+            ahead = asyncio.create_task(service.ask("ahead"))
+            while service.measures.registry.get_sample_value("medrag_batch_size_count") == 1:
+                await asyncio.sleep(0.01)
             _, writer = await service.connect()
             writer.write(request({"question": "gone", "stream": stream}))
             while not service.pool.full:
@@ -184,7 +187,7 @@ def test_who_goes_away_frees_the_place_in_the_queue(stream: bool, tmp_path: Path
             writer.close()
             while service.pool.full:
                 await asyncio.sleep(0.01)
-            assert (await service.ask("next"))[0] == 200 and (await busy)[0] == 200
+            assert (await service.ask("next"))[0] == 200 and (await busy)[0] == (await ahead)[0] == 200
             assert '["gone"]' not in (tmp_path / "log").read_text("utf-8")
 
     asyncio.run(body())
@@ -193,12 +196,12 @@ def test_who_goes_away_frees_the_place_in_the_queue(stream: bool, tmp_path: Path
 def test_emergencies_are_answered_while_the_queue_is_full(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path, queue_questions=1) as service:
-            waiting = [asyncio.create_task(service.ask("wait 3")) for _ in range(2)]
+            waiting = [asyncio.create_task(service.ask("wait 2")) for _ in range(3)]
             while not service.pool.full:
                 await asyncio.sleep(0.01)
             status, _, said = await service.ask("我爸突然胸口疼，出冷汗")
             assert status == 200 and json.loads(said)["flags"]["emergency"] == "heart"
-            assert [status for status, *_ in await asyncio.gather(*waiting)] == [200, 200]
+            assert [status for status, *_ in await asyncio.gather(*waiting)] == [200, 200, 200]
 
     asyncio.run(body())
 
@@ -206,7 +209,7 @@ def test_emergencies_are_answered_while_the_queue_is_full(tmp_path: Path) -> Non
 def test_beyond_its_share_a_full_queue_reads_nothing(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path, queue_questions=1, screened_a_second=0) as service:
-            waiting = [asyncio.create_task(service.ask("wait 3")) for _ in range(2)]
+            waiting = [asyncio.create_task(service.ask("wait 2")) for _ in range(3)]
             while not service.pool.full:
                 await asyncio.sleep(0.01)
             status, headers, _ = await service.ask("我爸突然胸口疼，出冷汗")
