@@ -20,7 +20,8 @@ from medrag.serve import errors, openai, shapes
 from medrag.serve.asking import Asked, Desk, UnknownMethodError, screen
 from medrag.serve.feedback import Feedback
 from medrag.serve.measures import Measures
-from medrag.serve.pool import Failed, Full, Job, NotReady, Pool
+from medrag.serve.pool import Failed, Full, NotReady, Pool
+from medrag.serve.process import Job
 from medrag.serve.settings import Config
 from medrag.serve.shield import Shield
 from medrag.serve.streams import EVENTS, EVENTS_TOO, QUIET, Gone, event, unless_gone

@@ -16,7 +16,8 @@ import medrag
 from medrag import privacy, responses, text
 from medrag.serve.dialogue import TURNS, standalone
 from medrag.serve.measures import Measures
-from medrag.serve.pool import Job, Pool
+from medrag.serve.pool import Pool
+from medrag.serve.process import Job
 from medrag.serve.shapes import QUESTION_CHARACTERS
 from medrag.serve.shield import hashed
 

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from medrag import privacy
 from medrag.serve import errors, shapes
 from medrag.serve.asking import Asked, Desk, UnknownMethodError, screen
-from medrag.serve.pool import Failed, Job, NotReady
+from medrag.serve.pool import Failed, NotReady
+from medrag.serve.process import Job
 from medrag.serve.streams import EVENTS, EVENTS_TOO, QUIET, unless_gone
 
 

@@ -10,29 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import os
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from medrag.serve import process
 from medrag.serve.measures import Measures
+from medrag.serve.process import Job, Message, Worker
 from medrag.serve.settings import Config
 
-LINE_BYTES = 64 * 1024 * 1024
-"""longest message between the processes"""
-START_SECONDS = 600.0
-"""how long a worker may take to load"""
-AHEAD = 2
-"""batches that a worker has: it would stand idle while this process, busy with others, hears that one is done and sends the next"""
 RETRY_SECONDS = 30.0
 """how long after a failed change the same versions are not tried again"""
-Message = dict[str, Any]
 
 
 class Full(Exception):  # noqa: N818 - a state that is expected, not an error
@@ -56,67 +48,6 @@ class Place:
 
 
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
-
-
-@dataclass(eq=False)
-class Job:
-    """Something asked, until it is answered or given up."""
-
-    number: int
-    told: Message
-    until: float
-    """time.monotonic() of its deadline"""
-    heard: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
-    worker: Worker | None = None
-    tries: int = 0
-
-
-class Worker:
-    """A process that answers, as this side sees it."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.busy: dict[int, Job] = {}
-        """what it has been given and somebody still waits for"""
-        self.batches: deque[Sequence[Job]] = deque()
-        """what it has been given and has not done yet: a batch in hand, and one for the moment when that is done"""
-        self.began = 0.0
-        self.ended = False
-
-    @property
-    def room(self) -> int:
-        """How many batches more it may be given. None waits behind a stream, which may take long while another worker is free."""
-        streams = any(job.told["do"] == "stream" for batch in self.batches for job in batch)
-        return 0 if self.ended or streams else AHEAD - len(self.batches)
-
-    def tell(self, message: Any) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            self.process.stdin.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
-
-    async def hear(self) -> Message | None:
-        """The next message; None where it has ended."""
-        assert self.process.stdout is not None
-        with contextlib.suppress(ConnectionError):
-            if line := await self.process.stdout.readline():
-                heard: Message = json.loads(line)
-                return heard
-        return None
-
-    def let_go(self) -> None:
-        """No more jobs: it ends when it has done what it is at."""
-        if self.process.stdin is not None and not self.process.stdin.is_closing():
-            self.process.stdin.close()
-
-    async def end(self) -> None:
-        self.let_go()
-        try:
-            await asyncio.wait_for(self.process.wait(), 5)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGKILL)
-            await self.process.wait()
-        self.process._transport.close()  # type: ignore[attr-defined]  # it may be left open for the garbage collector to complain of
 
 
 @dataclass(eq=False)
@@ -146,7 +77,7 @@ class Pool:
         self._arriving: set[Place] = set()
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._retiring: list[Worker] = []
+        self._starting: set[Worker] = set()
         self._seconds_each = 0.05
         measures.waiting.set_function(lambda: len(self._waiting))
         measures.worker_memory.set_function(self._memory_bytes)
@@ -264,7 +195,7 @@ class Pool:
         """End all workers."""
         for task in list(self._tasks):
             task.cancel()
-        workers = [*(self.generation.workers if self.generation else ()), *self._retiring]
+        workers = [*(self.generation.workers if self.generation else ()), *self._starting]
         self.generation = None
         for job in self._waiting:
             job.heard.put_nowait({"error": "stopped"})
@@ -281,7 +212,7 @@ class Pool:
                     failed, again = pins, time.monotonic() + RETRY_SECONDS
                     await self._change(pins)
                 elif not changed and self.generation is not None and len(self.generation.workers) < self.config.workers:
-                    worker, _ = await self._new_worker()
+                    worker, _ = await self._start()
                     self.measures.restarts.inc()
                     self._join(self.generation, worker)
             except (ValueError, OSError) as error:
@@ -296,7 +227,7 @@ class Pool:
 
     async def _change(self, pins: Mapping[str, str]) -> None:
         """Start a generation and have it take over. Raises ValueError where one of its workers does not come to serve."""
-        began = asyncio.gather(*(self._new_worker() for _ in range(self.config.workers)), return_exceptions=True)
+        began = asyncio.gather(*(self._start() for _ in range(self.config.workers)), return_exceptions=True)
         try:
             made = await began
         except asyncio.CancelledError:
@@ -320,33 +251,8 @@ class Pool:
                 worker.let_go()
         print(f"medrag: serving {', '.join(sorted({name for one in ready['versions'].values() for name in one.values() if name}))}", file=sys.stderr)
 
-    async def _new_worker(self) -> tuple[Worker, Message]:
-        """A worker that has answered the golden question, and what it said of itself. Raises ValueError where it does not come to that."""
-        environment = {name: value for name, value in os.environ.items() if name != "MEDRAG_TOKEN"}
-        process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES, env=environment, start_new_session=True
-        )
-        worker = Worker(process)
-        self._retiring.append(worker)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                first = await worker.hear()
-                if first is None or "ready" not in first:
-                    raise ValueError((first or {}).get("failed", "a worker ended before it was ready"))
-                for number, method in enumerate(self.config.methods):
-                    worker.tell([{"job": -number, "do": "answer", "question": self.config.golden_question, "k": 3, "method": method}])
-                    said = await worker.hear()
-                    if said is None or not said.get("result", {}).get("answer"):
-                        raise ValueError(f"{method} did not answer the golden question")
-                    await worker.hear()
-        except BaseException as error:
-            self._retiring.remove(worker)
-            await worker.end()
-            if isinstance(error, TimeoutError):
-                raise ValueError(f"a worker was not ready after {START_SECONDS:.0f} seconds") from error
-            raise
-        self._retiring.remove(worker)
-        return worker, first["ready"]
+    async def _start(self) -> tuple[Worker, Message]:
+        return await process.start(self._command, self.config.methods, self.config.golden_question, self._starting)
 
     def _join(self, generation: Generation, worker: Worker) -> None:
         generation.workers.append(worker)
