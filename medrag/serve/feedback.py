@@ -28,8 +28,7 @@ class Feedback:
             try:
                 if self._connection is None:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
-                    self._connection = sqlite3.connect(self.path, timeout=5, check_same_thread=False)
-                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    self._connection = sqlite3.connect(self.path, timeout=15, check_same_thread=False)
                     self._connection.execute(_TABLE)
                 with self._connection:
                     self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?)", row)
