@@ -43,11 +43,8 @@ class Failed(Exception):  # noqa: N818
     """A worker could not do what was asked."""
 
 
-class Place:
-    """A place in the queue for a request that is still being read."""
-
-
-_place: ContextVar[Place | None] = ContextVar("place", default=None)
+_place: ContextVar[object] = ContextVar("place", default=None)
+"""the place in the queue that is kept for what this task reads"""
 
 
 @dataclass(eq=False)
@@ -74,7 +71,7 @@ class Pool:
         self.failure = ""
         self._command, self._pins = command, pins
         self._waiting: deque[Job] = deque()
-        self._arriving: set[Place] = set()
+        self._arriving: set[object] = set()
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[Worker] = set()
@@ -97,11 +94,10 @@ class Pool:
     @contextlib.contextmanager
     def arriving(self) -> Iterator[None]:
         """Keep a place for what is entered within, where there is one: else a burst would be read that the queue then has no room for."""
-        place = None if self.full else Place()
-        if place is None:
+        if self.full:
             yield
             return
-        self._arriving.add(place)
+        self._arriving.add(place := object())
         before = _place.set(place)
         try:
             yield
@@ -119,7 +115,7 @@ class Pool:
         if not self.serving:
             self.measures.rejected.labels("not_ready").inc()
             raise NotReady
-        if (place := _place.get()) is not None and place in self._arriving:
+        if (place := _place.get()) in self._arriving:
             self._arriving.discard(place)
         elif self.full:
             self.measures.rejected.labels("full").inc()
@@ -273,7 +269,6 @@ class Pool:
                 job.heard.put_nowait(message)
                 if "piece" not in message:
                     worker.busy.pop(job.number)
-        worker.ended = True
         generation.workers.remove(worker)
         for job in reversed(worker.busy.values()):
             if job.tries > 1 or job.told["do"] == "stream":

@@ -44,13 +44,12 @@ class Worker:
         self.batches: deque[Sequence[Job]] = deque()
         """what it has been given and has not done yet: a batch in hand, and one for the moment when that is done"""
         self.began = 0.0
-        self.ended = False
 
     @property
     def room(self) -> int:
         """How many batches more it may be given. None waits behind a stream, which may take long while another worker is free."""
         streams = any(job.told["do"] == "stream" for batch in self.batches for job in batch)
-        return 0 if self.ended or streams else AHEAD - len(self.batches)
+        return 0 if streams else AHEAD - len(self.batches)
 
     def tell(self, message: Any) -> None:
         assert self.process.stdin is not None

@@ -133,6 +133,8 @@ class Shield:
                     await self.app(scope, _again(first, counted), shown)
             else:
                 await self.app(scope, counted, shown)
+        except TooLarge:  # in the first piece, which the application has not seen
+            await errors.answer("too_large", {"Connection": "close"})(scope, receive, shown)
         except Exception as error:  # told without its words, which may be those of a question
             where = traceback.extract_tb(error.__traceback__)[-1]
             print(f"medrag: a request failed: {type(error).__name__} at {where.filename}:{where.lineno}", file=sys.stderr)
